@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The kernels compiled for the host, for the emulator: the same sources over kernels/primitives_host.h. */
+#ifndef LAMPREY_KERNELS_HOST_H
+#define LAMPREY_KERNELS_HOST_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct lamprey_host_kernel; /* one __global__ function */
+
+/* By the name it has in the fatbin; NULL if there is none. */
+const struct lamprey_host_kernel *lamprey_host_kernel_find(const char *name);
+
+/* Runs a whole grid on the calling thread and returns when it is done: CTAs one after the other, in order, each with
+ * block threads (1: the calling thread itself; more: that many threads at once, with real barriers).
+ * params: as cuLaunchKernelEx takes them. Waits inside yield the processor. */
+void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel, unsigned grid, unsigned block,
+                             void *const *params);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The CUDA driver API through one table of entry points, filled from libcuda.so.1 at run time; nothing links libcuda.
+ * Tests put their own functions into the table. */
+#ifndef LAMPREY_PLUGIN_DRIVER_H
+#define LAMPREY_PLUGIN_DRIVER_H
+
+#include <cuda.h>
+#include <cudaTypedefs.h>
+
+#include "plugin/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* X(member, symbol, version of the ABI wanted (cudaTypedefs.h), required) */
+#define LAMPREY_DRIVER_FUNCTIONS(X)                                                                                    \
+    X(DriverGetVersion, cuDriverGetVersion, 2020, 1)                                                                   \
+    X(GetErrorName, cuGetErrorName, 6000, 1)                                                                           \
+    X(DeviceGet, cuDeviceGet, 2000, 1)                                                                                 \
+    X(DeviceGetAttribute, cuDeviceGetAttribute, 2000, 1)                                                               \
+    X(DeviceGetUuid, cuDeviceGetUuid, 11040, 1)                                                                        \
+    X(DevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, 1)                                                       \
+    X(DevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease, 11000, 1)                                                    \
+    X(CtxGetCurrent, cuCtxGetCurrent, 4000, 1)                                                                         \
+    X(CtxPushCurrent, cuCtxPushCurrent, 4000, 1)                                                                       \
+    X(CtxPopCurrent, cuCtxPopCurrent, 4000, 1)                                                                         \
+    X(ThreadExchangeStreamCaptureMode, cuThreadExchangeStreamCaptureMode, 10010, 1)                                    \
+    X(LibraryLoadData, cuLibraryLoadData, 12000, 1)                                                                    \
+    X(LibraryUnload, cuLibraryUnload, 12000, 1)                                                                        \
+    X(LibraryGetKernel, cuLibraryGetKernel, 12000, 1)                                                                  \
+    X(KernelGetFunction, cuKernelGetFunction, 12000, 1)                                                                \
+    X(FuncGetAttribute, cuFuncGetAttribute, 2020, 1)                                                                   \
+    X(FuncLoad, cuFuncLoad, 12040, 0)                                                                                  \
+    X(OccupancyMaxActiveBlocksPerMultiprocessor, cuOccupancyMaxActiveBlocksPerMultiprocessor, 6050, 1)                 \
+    X(LaunchKernelEx, cuLaunchKernelEx, 11060, 1)                                                                      \
+    X(MemAddressReserve, cuMemAddressReserve, 10020, 1)                                                                \
+    X(MemAddressFree, cuMemAddressFree, 10020, 1)                                                                      \
+    X(MemCreate, cuMemCreate, 10020, 1)                                                                                \
+    X(MemRelease, cuMemRelease, 10020, 1)                                                                              \
+    X(MemMap, cuMemMap, 10020, 1)                                                                                      \
+    X(MemUnmap, cuMemUnmap, 10020, 1)                                                                                  \
+    X(MemSetAccess, cuMemSetAccess, 10020, 1)                                                                          \
+    X(MemGetAllocationGranularity, cuMemGetAllocationGranularity, 10020, 1)                                            \
+    X(MemExportToShareableHandle, cuMemExportToShareableHandle, 10020, 1)                                              \
+    X(MemImportFromShareableHandle, cuMemImportFromShareableHandle, 10020, 1)                                          \
+    X(MemHostAlloc, cuMemHostAlloc, 2020, 1)                                                                           \
+    X(MemHostGetDevicePointer, cuMemHostGetDevicePointer, 3020, 1)                                                     \
+    X(MemsetD8Async, cuMemsetD8Async, 3020, 1)                                                                         \
+    X(MemcpyHtoDAsync, cuMemcpyHtoDAsync, 3020, 1)                                                                     \
+    X(MemcpyDtoHAsync, cuMemcpyDtoHAsync, 3020, 1)                                                                     \
+    X(StreamCreate, cuStreamCreate, 2000, 1)                                                                           \
+    X(StreamDestroy, cuStreamDestroy, 4000, 1)                                                                         \
+    X(StreamQuery, cuStreamQuery, 2000, 1)                                                                             \
+    X(StreamWaitEvent, cuStreamWaitEvent, 3020, 1)                                                                     \
+    X(StreamIsCapturing, cuStreamIsCapturing, 10000, 1)                                                                \
+    X(StreamGetId, cuStreamGetId, 12000, 0)                                                                            \
+    X(StreamGetCaptureInfo, cuStreamGetCaptureInfo, 12030, 0)                                                          \
+    X(StreamUpdateCaptureDependencies, cuStreamUpdateCaptureDependencies, 12030, 0)                                    \
+    X(GraphAddEventRecordNode, cuGraphAddEventRecordNode, 11010, 1)                                                    \
+    X(GraphAddDependencies, cuGraphAddDependencies, 12030, 0)                                                          \
+    X(GraphRemoveDependencies, cuGraphRemoveDependencies, 12030, 0)                                                    \
+    X(UserObjectCreate, cuUserObjectCreate, 11030, 1)                                                                  \
+    X(UserObjectRelease, cuUserObjectRelease, 11030, 1)                                                                \
+    X(GraphRetainUserObject, cuGraphRetainUserObject, 11030, 1)                                                        \
+    X(EventCreate, cuEventCreate, 2000, 1)                                                                             \
+    X(EventDestroy, cuEventDestroy, 4000, 1)                                                                           \
+    X(EventRecord, cuEventRecord, 2000, 1)                                                                             \
+    X(EventQuery, cuEventQuery, 2000, 1)
+
+struct lamprey_driver {
+#define LAMPREY_DRIVER_MEMBER(member, symbol, version, required) PFN_##symbol##_v##version member;
+    LAMPREY_DRIVER_FUNCTIONS(LAMPREY_DRIVER_MEMBER)
+#undef LAMPREY_DRIVER_MEMBER
+    int version; /* cuDriverGetVersion, e.g. 13000 */
+};
+
+/* The table, loaded at the first call; NULL when there is no driver or it lacks a required function (logged once, text
+ * by lamprey_driver_missing). Thread-safe. */
+const struct lamprey_driver *lamprey_driver_get(void);
+
+/* Why lamprey_driver_get gives NULL; "" when it doesn't. */
+const char *lamprey_driver_missing(void);
+
+/* For tests: stands in for the driver until called with NULL. */
+void lamprey_driver_replace(const struct lamprey_driver *driver);
+
+/* CUDA_SUCCESS -> LAMPREY_OK; anything else is logged with the call's name at warn level. */
+enum lamprey_status lamprey_driver_check(CUresult result, const char *call);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
