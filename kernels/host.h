@@ -3,6 +3,8 @@
 #ifndef LAMPREY_KERNELS_HOST_H
 #define LAMPREY_KERNELS_HOST_H
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -11,6 +13,9 @@ struct lamprey_host_kernel; /* one __global__ function */
 
 /* By the name it has in the fatbin; NULL if there is none. */
 const struct lamprey_host_kernel *lamprey_host_kernel_find(const char *name);
+
+/* Bytes of its one parameter, a POD struct. */
+size_t lamprey_host_kernel_param_size(const struct lamprey_host_kernel *kernel);
 
 /* Runs a whole grid on the calling thread and returns when it is done: CTAs one after the other, in order, each with
  * block threads (1: the calling thread itself; more: that many threads at once, with real barriers).

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/host.h"
+
+#include <thread>
+#include <vector>
+
+#include <string.h>
+
+#include "kernels/instances.h"
+#include "kernels/one_shot.cuh"
+
+namespace lamprey {
+thread_local host_thread current_thread = {0, 0, 1, nullptr};
+}
+
+struct lamprey_host_kernel {
+    const char *name;
+    size_t param_size;
+    void (*run)(const void *params);
+};
+
+namespace {
+
+template <typename T, int RANKS>
+void run_one_shot(const void *params)
+{
+    lamprey::one_shot<T, RANKS>(*static_cast<const lamprey_all_reduce_params *>(params)).run();
+}
+
+const lamprey_host_kernel kernels[] = {
+#define LAMPREY_ROW(name, type, ranks) {#name, sizeof(lamprey_all_reduce_params), run_one_shot<type, ranks>},
+    LAMPREY_ONE_SHOT_KERNELS(LAMPREY_ROW)
+#undef LAMPREY_ROW
+};
+
+void run_thread(const lamprey_host_kernel *kernel, unsigned grid, unsigned thread, unsigned block,
+                pthread_barrier_t *barrier, const void *params)
+{
+    for (unsigned cta = 0; cta < grid; cta++) {
+        lamprey::current_thread = {cta, thread, block, barrier};
+        kernel->run(params);
+    }
+}
+
+} // namespace
+
+const lamprey_host_kernel *lamprey_host_kernel_find(const char *name)
+{
+    for (const lamprey_host_kernel &kernel : kernels) {
+        if (strcmp(kernel.name, name) == 0) {
+            return &kernel;
+        }
+    }
+    return nullptr;
+}
+
+size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel) { return kernel->param_size; }
+
+void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, unsigned grid, unsigned block, void *const *params)
+{
+    if (block <= 1) {
+        run_thread(kernel, grid, 0, 1, nullptr, params[0]);
+        return;
+    }
+    pthread_barrier_t barrier;
+    pthread_barrier_init(&barrier, nullptr, block);
+    std::vector<std::thread> threads;
+    for (unsigned thread = 1; thread < block; thread++) {
+        threads.emplace_back(run_thread, kernel, grid, thread, block, &barrier, params[0]);
+    }
+    run_thread(kernel, grid, 0, block, &barrier, params[0]);
+    for (std::thread &thread : threads) {
+        thread.join();
+    }
+    pthread_barrier_destroy(&barrier);
+}

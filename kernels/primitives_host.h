@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The primitives for the host: the same functions on ordinary memory, for the emulator and for sanitizers. */
+#ifndef LAMPREY_KERNELS_PRIMITIVES_HOST_H
+#define LAMPREY_KERNELS_PRIMITIVES_HOST_H
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LAMPREY_DEVICE static inline
+#define LAMPREY_INLINE inline /* in a class */
+
+namespace lamprey {
+
+struct host_thread {
+    unsigned block_index;
+    unsigned thread_index;
+    unsigned block_size;
+    pthread_barrier_t *barrier; /* NULL with one thread a CTA */
+};
+
+extern thread_local host_thread current_thread;
+
+LAMPREY_DEVICE unsigned block_index() { return current_thread.block_index; }
+LAMPREY_DEVICE unsigned thread_index() { return current_thread.thread_index; }
+LAMPREY_DEVICE unsigned block_size() { return current_thread.block_size; }
+
+LAMPREY_DEVICE void block_sync()
+{
+    if (current_thread.barrier) {
+        pthread_barrier_wait(current_thread.barrier);
+    }
+}
+
+/* Streams run one kernel after the other here. */
+LAMPREY_DEVICE void wait_for_dependencies() {}
+LAMPREY_DEVICE void launch_dependents() {}
+
+LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
+{
+    vector v;
+    bool pending = false;
+    for (int i = 0; i < 4; i++) {
+        v.word[i] = __atomic_load_n(&pointer->word[i], __ATOMIC_RELAXED);
+        pending |= v.word[i] == 0xffffffffu;
+    }
+    if (pending) {
+        sched_yield(); /* whoever is to write may need this processor */
+    }
+    return v;
+}
+
+LAMPREY_DEVICE void store_relaxed_sys(vector *pointer, const vector &v)
+{
+    for (int i = 0; i < 4; i++) {
+        __atomic_store_n(&pointer->word[i], v.word[i], __ATOMIC_RELAXED);
+    }
+}
+
+LAMPREY_DEVICE uint32_t load_relaxed_sys(const uint32_t *pointer)
+{
+    return __atomic_load_n(pointer, __ATOMIC_RELAXED);
+}
+
+LAMPREY_DEVICE vector load(const vector *pointer)
+{
+    vector v;
+    memcpy(&v, pointer, sizeof v);
+    return v;
+}
+
+LAMPREY_DEVICE void store(vector *pointer, const vector &v) { memcpy(pointer, &v, sizeof v); }
+
+LAMPREY_DEVICE float float_of_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+LAMPREY_DEVICE uint32_t bits_of_float(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+LAMPREY_DEVICE uint32_t bits_of_sum(float value) { return value != value ? 0x7fffffffu : bits_of_float(value); }
+
+LAMPREY_DEVICE uint16_t float_to_bfloat16(float value)
+{
+    uint32_t bits = bits_of_float(value);
+    if (value != value) {
+        return 0x7fff;
+    }
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+LAMPREY_DEVICE uint16_t float_to_half(float value)
+{
+    uint32_t bits = bits_of_float(value);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+        return 0x7fff;
+    }
+    if (magnitude >= 0x47800000u) { /* 65536 and above */
+        return sign | 0x7c00;
+    }
+    if (magnitude < 0x38800000u) { /* below 2^-14: a multiple of 2^-24, found by letting an addition round */
+        float scaled = float_of_bits(magnitude) + 0.5f; /* ulp(0.5) = 2^-24 */
+        return sign | (uint16_t)(bits_of_float(scaled) - 0x3f000000u);
+    }
+    uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+    return sign | (uint16_t)((rounded - 0x38000000u) >> 13); /* 65520 and above carry into infinity */
+}
+
+LAMPREY_DEVICE float half_to_float(uint16_t half)
+{
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16;
+    uint32_t exponent = half >> 10 & 31;
+    uint32_t fraction = half & 0x3ff;
+    if (exponent == 31) {
+        return float_of_bits(sign | 0x7f800000u | fraction << 13);
+    }
+    if (exponent == 0) {
+        float value = (float)fraction * 0x1p-24f;
+        return float_of_bits(sign | bits_of_float(value));
+    }
+    return float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+LAMPREY_DEVICE uint32_t pack_half(float low, float high)
+{
+    return (uint32_t)float_to_half(high) << 16 | float_to_half(low);
+}
+
+LAMPREY_DEVICE uint32_t pack_bfloat16(float low, float high)
+{
+    return (uint32_t)float_to_bfloat16(high) << 16 | float_to_bfloat16(low);
+}
+
+} // namespace lamprey
+
+#endif
