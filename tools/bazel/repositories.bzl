@@ -1,43 +1,75 @@
-"""External software: taken from the system, never downloaded."""
+"""External software: taken from the system or from what tools/setup unpacked, never downloaded by Bazel."""
 
-def _system_repository_impl(ctx):
-    root = ctx.os.environ.get(ctx.attr.variable, "") if ctx.attr.variable else ""
-    candidates = ([root] if root else []) + ctx.attr.roots
-    for candidate in candidates:
-        base = ctx.path(candidate) if candidate.startswith("/") else ctx.path(Label("//:WORKSPACE")).dirname.get_child(candidate)
-        if base.get_child(ctx.attr.probe[0]).exists and _probe(base, ctx.attr.probe):
-            for name in ctx.attr.links:
-                if base.get_child(name).exists:
-                    ctx.symlink(base.get_child(name), name)
-            ctx.file("root.txt", str(base) + "\n")
-            ctx.symlink(ctx.attr.build_file, "BUILD")
-            ctx.file("root.bzl", "ROOT = \"%s\"\n" % base)
-            return
-    fail("%s not found (looked for %s under %s). %s" % (
-        ctx.name,
-        "/".join(ctx.attr.probe),
-        ", ".join(candidates),
-        ctx.attr.hint,
-    ))
+def _absolute(ctx, candidate):
+    if candidate.startswith("/"):
+        return ctx.path(candidate)
+    return _below(ctx.path(Label("//:WORKSPACE")).dirname, candidate)
 
-def _probe(base, parts):
+def _below(base, relative):
     path = base
-    for part in parts:
+    for part in relative.split("/"):
         path = path.get_child(part)
-    return path.exists
+    return path
 
-system_repository = repository_rule(
-    implementation = _system_repository_impl,
+def _candidates(ctx, variable, roots):
+    value = ctx.os.environ.get(variable, "")
+    return [_absolute(ctx, root) for root in ([value] if value else []) + roots]
+
+def _googletest_repository_impl(ctx):
+    candidates = _candidates(ctx, "GTEST_SOURCE", ["/usr/src/googletest"])
+    for base in candidates:
+        if _below(base, "googletest/src/gtest-all.cc").exists:
+            ctx.symlink(base.get_child("googletest"), "googletest")
+            ctx.symlink(Label("//tools/bazel:googletest.BUILD"), "BUILD")
+            return
+    fail("GoogleTest's sources not found (looked for googletest/src/gtest-all.cc under %s). " %
+         ", ".join([str(base) for base in candidates]) +
+         "Install the package googletest, set GTEST_SOURCE, or run tools/setup.")
+
+googletest_repository = repository_rule(
+    implementation = _googletest_repository_impl,
+    environ = ["GTEST_SOURCE"],
     local = True,
-    environ = ["CUDA_HOME", "GTEST_SOURCE"],
-    attrs = {
-        "build_file": attr.label(mandatory = True, allow_single_file = True),
-        "hint": attr.string(),
-        "links": attr.string_list(mandatory = True),
-        "probe": attr.string_list(mandatory = True),
-        "roots": attr.string_list(mandatory = True),
-        "variable": attr.string(),
-    },
+)
+
+def _cuda_root(ctx):
+    candidates = _candidates(ctx, "CUDA_HOME", ["/usr/local/cuda", ".cuda/toolkit"])
+    for base in candidates:
+        if _below(base, "bin/nvcc").exists and _below(base, "include/cudaTypedefs.h").exists:
+            return base
+    fail("CUDA toolkit not found (looked for bin/nvcc and include/cudaTypedefs.h under %s). " %
+         ", ".join([str(base) for base in candidates]) +
+         "Set CUDA_HOME to a toolkit of at least 12.8, or run tools/setup, which installs one.")
+
+# Toolkits carry no NCCL of their own; some distributions put it beside them.
+def _nccl(ctx, cuda):
+    roots = _candidates(ctx, "NCCL_HOME", [str(cuda), ".cuda/nccl", "/usr"])
+    libraries = ["lib64", "lib", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu"]
+    for base in roots:
+        header = _below(base, "include/nccl.h")
+        if not header.exists:
+            continue
+        for directory in libraries:
+            library = _below(base, directory + "/libnccl.so.2")
+            if library.exists:
+                return header, library
+    fail("NCCL not found (looked for include/nccl.h and libnccl.so.2 under %s). " %
+         ", ".join([str(base) for base in roots]) +
+         "Set NCCL_HOME, or run tools/setup, which installs one.")
+
+def _cuda_repository_impl(ctx):
+    root = _cuda_root(ctx)
+    header, library = _nccl(ctx, root)
+    ctx.symlink(root.get_child("include"), "include")
+    ctx.symlink(header, "nccl/include/nccl.h")
+    ctx.symlink(library, "nccl/lib/libnccl.so.2")
+    ctx.file("root.bzl", "ROOT = \"%s\"\n\nNCCL_LIBRARY = \"%s\"\n" % (root, library.realpath))
+    ctx.symlink(Label("//tools/bazel:cuda.BUILD"), "BUILD")
+
+cuda_repository = repository_rule(
+    implementation = _cuda_repository_impl,
+    environ = ["CUDA_HOME", "NCCL_HOME"],
+    local = True,
 )
 
 _STUBS = ["rules_cc", "rules_java", "remote_coverage_tools"]
@@ -50,21 +82,5 @@ def lamprey_repositories():
         for name in _STUBS:
             native.local_repository(name = name, path = "tools/bazel/stubs/" + name)
 
-    system_repository(
-        name = "cuda",
-        build_file = "@lamprey//tools/bazel:cuda.BUILD",
-        hint = "Set CUDA_HOME to a CUDA toolkit of at least 12.8 with nvcc, or run tools/setup, which installs one.",
-        links = ["include", "bin", "nvvm", "lib", "lib64"],
-        probe = ["bin", "nvcc"],
-        roots = ["/usr/local/cuda", ".cuda/toolkit"],
-        variable = "CUDA_HOME",
-    )
-    system_repository(
-        name = "googletest",
-        build_file = "@lamprey//tools/bazel:googletest.BUILD",
-        hint = "Install Debian's package googletest, or run tools/setup.",
-        links = ["googletest", "googlemock"],
-        probe = ["googletest", "src", "gtest-all.cc"],
-        roots = ["/usr/src/googletest"],
-        variable = "GTEST_SOURCE",
-    )
+    cuda_repository(name = "cuda")
+    googletest_repository(name = "googletest")
