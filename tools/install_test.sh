@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs into a temporary prefix and checks the tree, the command, and that the libraries load where there is nothing
+# but the C library. Bazel starts it at the root of the runfiles.
+set -euo pipefail
+
+scratch=$(mktemp -d "${TEST_TMPDIR:-/tmp}/install.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+prefix=$scratch/prefix
+
+fail() {
+    printf 'FAILED: %s\n' "$*" >&2
+    exit 1
+}
+
+tools/install --from . "$prefix"
+
+for file in lib/liblamprey.so lib/libnccl-env.so lib/libnccl-tuner.so lib/liblamprey-topology.so \
+    lib/libhwloc.so.15 lib/pkgconfig/lamprey.pc include/lamprey.h bin/lamprey; do
+    if [ ! -f "$prefix/$file" ] || [ -L "$prefix/$file" ]; then
+        fail "$file is missing or not a file"
+    fi
+done
+for door in tuner env profiler net; do
+    link=$prefix/lib/libnccl-$door-lamprey.so
+    if [ ! -L "$link" ] || [ ! "$link" -ef "$prefix/lib/liblamprey.so" ]; then
+        fail "$link does not lead to liblamprey.so"
+    fi
+done
+
+# A second time gives the same tree, even over a library in use.
+exec 9<"$prefix/lib/liblamprey.so"
+before=$(stat -c %i "$prefix/lib/liblamprey.so")
+listing=$(cd "$prefix" && find . | sort)
+tools/install --from . "$prefix"
+[ "$listing" = "$(cd "$prefix" && find . | sort)" ] || fail "the second installation left a different tree"
+[ "$before" != "$(stat -c %i "$prefix/lib/liblamprey.so")" ] || fail "the library was overwritten in place"
+exec 9<&-
+
+# Bad arguments are refused.
+if tools/install --from "$scratch/nothing" "$scratch/other" 2>"$scratch/error"; then
+    fail "installed from an empty directory"
+fi
+grep -q 'is missing' "$scratch/error" || fail "no clear error for an empty directory"
+if tools/install --bad "$scratch/other" 2>/dev/null; then
+    fail "took an unknown option"
+fi
+
+# The command.
+[[ $("$prefix/bin/lamprey" version) =~ ^lamprey\ [0-9]+\.[0-9]+\.[0-9]+$ ]] || fail "lamprey version"
+# shellcheck disable=SC2016 # for the inner shell
+inner='echo "$NCCL_PLUGIN $LD_LIBRARY_PATH"'
+[ "$(env -u LD_LIBRARY_PATH -u NCCL_PLUGIN "$prefix/bin/lamprey" run sh -c "$inner")" = \
+    "lamprey $prefix/lib" ] || fail "lamprey run"
+[ "$(LD_LIBRARY_PATH=/x NCCL_PLUGIN=other "$prefix/bin/lamprey" run sh -c "$inner")" = \
+    "other,lamprey $prefix/lib:/x" ] || fail "lamprey run with settings of one's own"
+if "$prefix/bin/lamprey" run 2>/dev/null; then
+    fail "lamprey run without a program"
+fi
+
+# The plugin needs the C library alone, of 2.34 or older.
+needed=$(readelf -d "$prefix/lib/liblamprey.so" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+for name in $needed; do
+    case $name in
+        libc.so.6 | ld-linux-*) ;;
+        *) fail "liblamprey.so needs $name" ;;
+    esac
+done
+newest=$(readelf -V "$prefix"/lib/liblamprey.so "$prefix"/lib/libnccl-*.so | grep -o 'GLIBC_2\.[0-9]*' |
+    sort -uV | tail -n 1 || true)
+[ "$(printf '%s\nGLIBC_2.34\n' "$newest" | sort -V | tail -n 1)" = GLIBC_2.34 ] ||
+    fail "liblamprey.so needs $newest"
+
+# A root with nothing but the C library, the prefix and the probe.
+root=$scratch/root
+mkdir -p "$root"
+while read -r path; do
+    mkdir -p "$root$(dirname "$path")"
+    cp -L "$path" "$root$path"
+done < <(ldd tools/load_probe "$prefix/lib/liblamprey.so" "$prefix/lib/liblamprey-topology.so" |
+    grep -oE '/[^ ]*/(libc|libm|libdl|libpthread|librt|ld-linux[^ ]*)\.so[^ ]*' | sort -u)
+cp -r "$prefix" "$root/lamprey"
+cp -L tools/load_probe "$root/load_probe"
+libraries=(/lamprey/lib/liblamprey.so /lamprey/lib/libnccl-tuner-lamprey.so /lamprey/lib/libnccl-env.so
+    /lamprey/lib/libnccl-tuner.so /lamprey/lib/liblamprey-topology.so)
+if [ "$(id -u)" = 0 ] && chroot "$root" /load_probe >/dev/null 2>&1; then
+    loaded=$(chroot "$root" /load_probe "${libraries[@]}") || fail "does not load in a bare root"
+    where=/lamprey
+elif unshare -r chroot "$root" /load_probe >/dev/null 2>&1; then
+    loaded=$(unshare -r chroot "$root" /load_probe "${libraries[@]}") || fail "does not load in a bare root"
+    where=/lamprey
+else
+    # No way to change the root here: what is loaded must come from the prefix all the same.
+    loaded=$(env -u LD_LIBRARY_PATH tools/load_probe "${libraries[@]/#\/lamprey/$prefix}") ||
+        fail "does not load"
+    where=$prefix
+fi
+grep -q "^$where/lib/libhwloc.so.15$" <<<"$loaded" || fail "hwloc was not loaded from the prefix: $loaded"
+while read -r path; do
+    case $path in
+        "$where"/lib/*) ;;
+        */libc.so.6 | */libm.so.6 | */libdl.so.2 | */libpthread.so.0 | */librt.so.1 | */ld-linux*) ;;
+        *) fail "loaded from outside the prefix: $path" ;;
+    esac
+done <<<"$loaded"
+echo "loaded in $where: $(wc -l <<<"$loaded") objects"
