@@ -284,13 +284,18 @@ static int fill_peers(const struct reader *reader, size_t gpu) {
     return 0;
 }
 
-/* SWITCH promises every other GPU on the switches. Where one is ruled out, only a list is true. */
+static bool remote_is(const struct reader *reader, size_t gpu, const char *word) {
+    const char *remote = attribute(reader, gpu, LAMPREY_ATTRIBUTE_REMOTE);
+    return remote != NULL && strcmp(remote, word) == 0;
+}
+
+/* SWITCH promises every other GPU on the switches. Where one is ruled out, only a list is true.
+ * One in MIG mode needs no list: it is refused by its own record. */
 static void keep_promise(const struct reader *reader, size_t gpu) {
     size_t n = reader->machine->ngpus;
     struct lamprey_machine_gpu *gpus = reader->machine->gpus;
     for (size_t other = 0; other < n; other++) {
-        const char *remote = attribute(reader, other, LAMPREY_ATTRIBUTE_REMOTE);
-        if (other != gpu && remote != NULL && strcmp(remote, "switch") == 0 &&
+        if (other != gpu && remote_is(reader, other, "switch") && gpus[other].links.mig == 0 &&
             reader->mbps[gpu * n + other] == 0) {
             gpus[gpu].links.kind = LAMPREY_NVLINK_DIRECT;
             return;
@@ -303,15 +308,16 @@ static void fill_pairs(const struct reader *reader) {
     const struct lamprey_machine_gpu *gpus = reader->machine->gpus;
     for (size_t i = 0; i < n * n; i++) {
         struct lamprey_machine_pair *pair = &reader->machine->pairs[i];
-        uint32_t a = gpus[i / n].links.kind;
-        uint32_t b = gpus[i % n].links.kind;
+        size_t a = i / n;
+        size_t b = i % n;
         pair->mbps = reader->mbps[i];
-        if (i / n == i % n) {
+        if (a == b) {
             pair->kind = LAMPREY_PAIR_SELF;
         } else if (pair->mbps != 0) {
-            bool switched = a == LAMPREY_NVLINK_SWITCH || b == LAMPREY_NVLINK_SWITCH;
-            pair->kind = switched ? LAMPREY_PAIR_SWITCH : LAMPREY_PAIR_DIRECT;
-        } else if (a == LAMPREY_NVLINK_UNKNOWN || b == LAMPREY_NVLINK_UNKNOWN) {
+            bool direct = remote_is(reader, a, "gpu") || remote_is(reader, b, "gpu");
+            pair->kind = direct ? LAMPREY_PAIR_DIRECT : LAMPREY_PAIR_SWITCH;
+        } else if (gpus[a].links.kind == LAMPREY_NVLINK_UNKNOWN ||
+                   gpus[b].links.kind == LAMPREY_NVLINK_UNKNOWN) {
             pair->kind = LAMPREY_PAIR_UNKNOWN;
         } else {
             pair->kind = LAMPREY_PAIR_PCIE;

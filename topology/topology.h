@@ -30,7 +30,7 @@ struct lamprey_gpu_links {
     uint32_t fabric_state;  /* NVML: 0 not supported, 1 not started, 2 in progress, 3 completed */
     uint32_t fabric_status; /* meaningful in state 3; 0 = success */
     uint32_t fabric_clique;
-    uint32_t fabric_health; /* NVML's mask of 2-bit fields; 1 in a field means bad */
+    uint32_t fabric_health; /* NVML's mask, see domain.c; 0xaa and 0x1aa are healthy */
     uint8_t fabric_uuid[16];
     uint32_t peer_count;
     uint32_t reserved;
