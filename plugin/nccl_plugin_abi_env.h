@@ -3,6 +3,7 @@
 #ifndef LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_ENV_H
 #define LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_ENV_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,8 +19,8 @@ struct lamprey_abi_env_v2 {
     const char *(*get_env)(const char *name);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_env_v2) == 4 * sizeof(void *), "env v2");
-_Static_assert(offsetof(struct lamprey_abi_env_v2, get_env) == 3 * sizeof(void *), "env v2");
+static_assert(sizeof(struct lamprey_abi_env_v2) == 4 * sizeof(void *), "env v2");
+static_assert(offsetof(struct lamprey_abi_env_v2, get_env) == 3 * sizeof(void *), "env v2");
 
 struct lamprey_abi_env_v1 {
     const char *name;
@@ -28,7 +29,7 @@ struct lamprey_abi_env_v1 {
     const char *(*get_env)(const char *name);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_env_v1) == 4 * sizeof(void *), "env v1");
-_Static_assert(offsetof(struct lamprey_abi_env_v1, get_env) == 3 * sizeof(void *), "env v1");
+static_assert(sizeof(struct lamprey_abi_env_v1) == 4 * sizeof(void *), "env v1");
+static_assert(offsetof(struct lamprey_abi_env_v1, get_env) == 3 * sizeof(void *), "env v1");
 
 #endif

@@ -8,6 +8,7 @@
 #ifndef LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_NET_H
 #define LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_NET_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,9 +31,9 @@ struct lamprey_abi_net_v12 {
     ncclResult_t (*set_net_attr)(void *context, void *attributes);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_net_v12) == 22 * sizeof(void *), "net v11, v12");
-_Static_assert(offsetof(struct lamprey_abi_net_v12, finalize) == 20 * sizeof(void *),
-               "net v11, v12");
+static_assert(sizeof(struct lamprey_abi_net_v12) == 22 * sizeof(void *), "net v11, v12");
+static_assert(offsetof(struct lamprey_abi_net_v12, finalize) == 20 * sizeof(void *),
+              "net v11, v12");
 
 struct lamprey_abi_collnet_v12 {
     const char *name;
@@ -44,9 +45,9 @@ struct lamprey_abi_collnet_v12 {
     ncclResult_t (*finalize)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_collnet_v12) == 19 * sizeof(void *), "collnet v11, v12");
-_Static_assert(offsetof(struct lamprey_abi_collnet_v12, finalize) == 18 * sizeof(void *),
-               "collnet v11, v12");
+static_assert(sizeof(struct lamprey_abi_collnet_v12) == 19 * sizeof(void *), "collnet v11, v12");
+static_assert(offsetof(struct lamprey_abi_collnet_v12, finalize) == 18 * sizeof(void *),
+              "collnet v11, v12");
 
 struct lamprey_abi_net_v10 {
     const char *name;
@@ -55,7 +56,7 @@ struct lamprey_abi_net_v10 {
     lamprey_abi_slot unused[17]; /* as v12 */
 };
 
-_Static_assert(sizeof(struct lamprey_abi_net_v10) == 20 * sizeof(void *), "net v10");
+static_assert(sizeof(struct lamprey_abi_net_v10) == 20 * sizeof(void *), "net v10");
 
 /* The older ones differ in the number of slots alone. */
 #define LAMPREY_ABI_NETWORK(type, slots)                                                           \
@@ -65,8 +66,8 @@ _Static_assert(sizeof(struct lamprey_abi_net_v10) == 20 * sizeof(void *), "net v
         ncclResult_t (*devices)(int *count);                                                       \
         lamprey_abi_slot unused[slots];                                                            \
     };                                                                                             \
-    _Static_assert(sizeof(struct type) == ((slots) + 3) * sizeof(void *), #type);                  \
-    _Static_assert(offsetof(struct type, unused) == 3 * sizeof(void *), #type)
+    static_assert(sizeof(struct type) == ((slots) + 3) * sizeof(void *), #type);                   \
+    static_assert(offsetof(struct type, unused) == 3 * sizeof(void *), #type)
 
 LAMPREY_ABI_NETWORK(lamprey_abi_net_v9, 17); /* as v10 */
 LAMPREY_ABI_NETWORK(lamprey_abi_net_v8, 16); /* no makeVDevice */

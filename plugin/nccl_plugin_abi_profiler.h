@@ -5,6 +5,7 @@
 #ifndef LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_PROFILER_H
 #define LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_PROFILER_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,9 +24,9 @@ struct lamprey_abi_profiler_v6 {
     ncclResult_t (*finalize)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_profiler_v6) == 6 * sizeof(void *), "profiler v5, v6");
-_Static_assert(offsetof(struct lamprey_abi_profiler_v6, finalize) == 5 * sizeof(void *),
-               "profiler v5, v6");
+static_assert(sizeof(struct lamprey_abi_profiler_v6) == 6 * sizeof(void *), "profiler v5, v6");
+static_assert(offsetof(struct lamprey_abi_profiler_v6, finalize) == 5 * sizeof(void *),
+              "profiler v5, v6");
 
 struct lamprey_abi_profiler_v4 {
     const char *name;
@@ -37,9 +38,9 @@ struct lamprey_abi_profiler_v4 {
     ncclResult_t (*finalize)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_profiler_v4) == 6 * sizeof(void *), "profiler v4");
-_Static_assert(offsetof(struct lamprey_abi_profiler_v4, finalize) == 5 * sizeof(void *),
-               "profiler v4");
+static_assert(sizeof(struct lamprey_abi_profiler_v4) == 6 * sizeof(void *), "profiler v4");
+static_assert(offsetof(struct lamprey_abi_profiler_v4, finalize) == 5 * sizeof(void *),
+              "profiler v4");
 
 /* v1, v2 and v3 */
 struct lamprey_abi_profiler_v3 {
@@ -51,8 +52,8 @@ struct lamprey_abi_profiler_v3 {
     ncclResult_t (*finalize)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_profiler_v3) == 6 * sizeof(void *), "profiler v1 to v3");
-_Static_assert(offsetof(struct lamprey_abi_profiler_v3, finalize) == 5 * sizeof(void *),
-               "profiler v1 to v3");
+static_assert(sizeof(struct lamprey_abi_profiler_v3) == 6 * sizeof(void *), "profiler v1 to v3");
+static_assert(offsetof(struct lamprey_abi_profiler_v3, finalize) == 5 * sizeof(void *),
+              "profiler v1 to v3");
 
 #endif

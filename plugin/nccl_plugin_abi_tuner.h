@@ -5,6 +5,7 @@
 #ifndef LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_TUNER_H
 #define LAMPREY_PLUGIN_NCCL_PLUGIN_ABI_TUNER_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,10 +26,10 @@ struct lamprey_abi_tuner_constants {
     double bandwidths[5][4][3];     /* table, GPU generation, scale */
 };
 
-_Static_assert(sizeof(struct lamprey_abi_nvl_domains) == 12, "NVLink domain record");
-_Static_assert(sizeof(struct lamprey_abi_tuner_constants) == 1152, "tuner constants");
-_Static_assert(offsetof(struct lamprey_abi_tuner_constants, link_latencies) == 168, "latencies");
-_Static_assert(offsetof(struct lamprey_abi_tuner_constants, bandwidths) == 672, "bandwidths");
+static_assert(sizeof(struct lamprey_abi_nvl_domains) == 12, "NVLink domain record");
+static_assert(sizeof(struct lamprey_abi_tuner_constants) == 1152, "tuner constants");
+static_assert(offsetof(struct lamprey_abi_tuner_constants, link_latencies) == 168, "latencies");
+static_assert(offsetof(struct lamprey_abi_tuner_constants, bandwidths) == 672, "bandwidths");
 
 struct lamprey_abi_tuner_v6 {
     const char *name;
@@ -44,9 +45,9 @@ struct lamprey_abi_tuner_v6 {
                                    int protocol, int channels, size_t *chunk_size);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_tuner_v6) == 5 * sizeof(void *), "tuner v6");
-_Static_assert(offsetof(struct lamprey_abi_tuner_v6, get_chunk_size) == 4 * sizeof(void *),
-               "tuner v6");
+static_assert(sizeof(struct lamprey_abi_tuner_v6) == 5 * sizeof(void *), "tuner v6");
+static_assert(offsetof(struct lamprey_abi_tuner_v6, get_chunk_size) == 4 * sizeof(void *),
+              "tuner v6");
 
 struct lamprey_abi_tuner_v5 {
     const char *name;
@@ -59,8 +60,8 @@ struct lamprey_abi_tuner_v5 {
     ncclResult_t (*finalize)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_tuner_v5) == 4 * sizeof(void *), "tuner v5");
-_Static_assert(offsetof(struct lamprey_abi_tuner_v5, finalize) == 3 * sizeof(void *), "tuner v5");
+static_assert(sizeof(struct lamprey_abi_tuner_v5) == 4 * sizeof(void *), "tuner v5");
+static_assert(offsetof(struct lamprey_abi_tuner_v5, finalize) == 3 * sizeof(void *), "tuner v5");
 
 struct lamprey_abi_tuner_v4 {
     const char *name;
@@ -71,8 +72,8 @@ struct lamprey_abi_tuner_v4 {
     ncclResult_t (*destroy)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_tuner_v4) == 4 * sizeof(void *), "tuner v4");
-_Static_assert(offsetof(struct lamprey_abi_tuner_v4, destroy) == 3 * sizeof(void *), "tuner v4");
+static_assert(sizeof(struct lamprey_abi_tuner_v4) == 4 * sizeof(void *), "tuner v4");
+static_assert(offsetof(struct lamprey_abi_tuner_v4, destroy) == 3 * sizeof(void *), "tuner v4");
 
 struct lamprey_abi_tuner_v3 {
     const char *name;
@@ -82,8 +83,8 @@ struct lamprey_abi_tuner_v3 {
     ncclResult_t (*destroy)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_tuner_v3) == 4 * sizeof(void *), "tuner v3");
-_Static_assert(offsetof(struct lamprey_abi_tuner_v3, destroy) == 3 * sizeof(void *), "tuner v3");
+static_assert(sizeof(struct lamprey_abi_tuner_v3) == 4 * sizeof(void *), "tuner v3");
+static_assert(offsetof(struct lamprey_abi_tuner_v3, destroy) == 3 * sizeof(void *), "tuner v3");
 
 struct lamprey_abi_tuner_v2 {
     const char *name;
@@ -93,8 +94,8 @@ struct lamprey_abi_tuner_v2 {
     ncclResult_t (*destroy)(void *context);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_tuner_v2) == 4 * sizeof(void *), "tuner v2");
-_Static_assert(offsetof(struct lamprey_abi_tuner_v2, destroy) == 3 * sizeof(void *), "tuner v2");
+static_assert(sizeof(struct lamprey_abi_tuner_v2) == 4 * sizeof(void *), "tuner v2");
+static_assert(offsetof(struct lamprey_abi_tuner_v2, destroy) == 3 * sizeof(void *), "tuner v2");
 
 struct lamprey_abi_tuner_v1 {
     const char *name;
@@ -104,7 +105,7 @@ struct lamprey_abi_tuner_v1 {
     ncclResult_t (*destroy)(void);
 };
 
-_Static_assert(sizeof(struct lamprey_abi_tuner_v1) == 4 * sizeof(void *), "tuner v1");
-_Static_assert(offsetof(struct lamprey_abi_tuner_v1, destroy) == 3 * sizeof(void *), "tuner v1");
+static_assert(sizeof(struct lamprey_abi_tuner_v1) == 4 * sizeof(void *), "tuner v1");
+static_assert(offsetof(struct lamprey_abi_tuner_v1, destroy) == 3 * sizeof(void *), "tuner v1");
 
 #endif

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The decisions that must be the same on every rank, as pure functions of what is the same on every rank. */
+#ifndef LAMPREY_PLUGIN_DECIDE_H
+#define LAMPREY_PLUGIN_DECIDE_H
+
+#include <nccl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "topology/domain.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LAMPREY_RECORD_MAGIC 0x4c414d5052455931ull
+#define LAMPREY_RECORD_VERSION 1
+
+/* What a rank says of itself at set-up; travels as it is. Fixed size, no padding. */
+struct lamprey_record {
+    uint64_t magic;
+    uint32_t version; /* of this struct and of the kernels' protocol */
+    uint32_t bytes;   /* sizeof */
+    uint64_t id;      /* random; rank 0's names the communicator */
+    uint8_t process[16]; /* random, one per process */
+    uint8_t mailbox[16]; /* where descriptors for this rank go; zero without one */
+    uint32_t rank;
+    uint32_t nranks;
+    int32_t capability;
+    uint32_t resident_ctas; /* CTAs that fit this GPU together */
+    int64_t max_bytes;      /* settings that must be equal */
+    uint32_t max_ctas;
+    uint32_t refuses; /* 1: this rank can't take part, for reason */
+    char reason[120];
+    struct lamprey_domain_record domain;
+};
+
+/* The second and third exchange: does the last step stand everywhere? */
+struct lamprey_vote {
+    uint64_t magic;
+    uint32_t refuses;
+    uint32_t reserved;
+    char reason[112];
+};
+
+/* What the ranks have agreed on. */
+struct lamprey_agreed {
+    bool served;
+    uint64_t id;
+    uint64_t max_bytes;
+    uint32_t lanes;
+    uint32_t lane_capacity;
+};
+
+/* Over the records of all ranks, in rank order. reason: empty when served, else one line. */
+struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nranks, char *reason, size_t reason_size);
+
+/* True if nobody refuses; else reason is the first refusing rank's. */
+bool lamprey_votes_pass(const struct lamprey_vote *votes, int nranks, char *reason, size_t reason_size);
+
+enum lamprey_decision {
+    LAMPREY_SERVE,
+    LAMPREY_NOT_TYPE,
+    LAMPREY_NOT_OPERATOR,
+    LAMPREY_NOT_EMPTY,
+    LAMPREY_NOT_SIZE,
+};
+
+/* Could this call be ours on some communicator? Says nothing of the size. Only such calls set a communicator up. */
+enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncclRedOp_t op);
+
+/* Is this call ours on a communicator that agreed on agreed? */
+enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count, ncclDataType_t type,
+                                     ncclRedOp_t op);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

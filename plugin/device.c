@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plugin/device.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/fatbin.h"
+#include "kernels/instances.h"
+#include "kernels/protocol.h"
+#include "topology/topology.h"
+
+#define MAX_DEVICES 64
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct lamprey_device *devices[MAX_DEVICES];
+static CUlibrary library; /* one for all contexts */
+
+/* In the order of instances.h: element by element, variant by variant. */
+static const char *const kernel_names[LAMPREY_ELEMENTS * LAMPREY_VARIANTS] = {
+#define LAMPREY_NAME(name, type, ranks) #name,
+    LAMPREY_ONE_SHOT_KERNELS(LAMPREY_NAME)
+#undef LAMPREY_NAME
+};
+
+int lamprey_element_of(ncclDataType_t type)
+{
+    switch (type) {
+    case ncclFloat16:
+        return LAMPREY_ELEMENT_F16;
+    case ncclBfloat16:
+        return LAMPREY_ELEMENT_BF16;
+    case ncclFloat32:
+        return LAMPREY_ELEMENT_F32;
+    default:
+        return -1;
+    }
+}
+
+uint32_t lamprey_element_bytes(enum lamprey_element element)
+{
+    return element == LAMPREY_ELEMENT_F32 ? 4 : 2;
+}
+
+static enum lamprey_status describe(struct lamprey_device *device)
+{
+    const struct lamprey_driver *driver = device->driver;
+    int major = 0;
+    int minor = 0;
+    int domain = 0;
+    int bus = 0;
+    int slot = 0;
+    const struct {
+        CUdevice_attribute attribute;
+        int *value;
+    } wanted[] = {
+        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &major},
+        {CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor},
+        /* Under MPS this is the client's share. */
+        {CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, &device->multiprocessors},
+        {CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID, &domain},
+        {CU_DEVICE_ATTRIBUTE_PCI_BUS_ID, &bus},
+        {CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID, &slot},
+    };
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        enum lamprey_status status =
+            lamprey_driver_check(driver->DeviceGetAttribute(wanted[i].value, wanted[i].attribute, device->device),
+                                 "cuDeviceGetAttribute");
+        if (status) {
+            return status;
+        }
+    }
+    device->capability = major * 10 + minor;
+    device->pci_id = lamprey_pci_id((uint32_t)domain, (uint32_t)bus, (uint32_t)slot, 0);
+    CUuuid uuid;
+    if (driver->DeviceGetUuid && driver->DeviceGetUuid(&uuid, device->device) == CUDA_SUCCESS) {
+        memcpy(device->uuid, uuid.bytes, sizeof device->uuid);
+    }
+    return LAMPREY_OK;
+}
+
+static enum lamprey_status open_device(int ordinal, struct lamprey_device **opened)
+{
+    struct lamprey_device *device = calloc(1, sizeof *device);
+    if (!device) {
+        return LAMPREY_ERROR_MEMORY;
+    }
+    device->driver = lamprey_driver_get();
+    device->ordinal = ordinal;
+    enum lamprey_status status =
+        lamprey_driver_check(device->driver->DeviceGet(&device->device, ordinal), "cuDeviceGet");
+    if (!status) {
+        status = describe(device);
+    }
+    if (!status) {
+        status = lamprey_driver_check(device->driver->DevicePrimaryCtxRetain(&device->context, device->device),
+                                      "cuDevicePrimaryCtxRetain");
+    }
+    if (status) {
+        free(device);
+        return status;
+    }
+    *opened = device;
+    return LAMPREY_OK;
+}
+
+enum lamprey_status lamprey_device_get(int ordinal, struct lamprey_device **device)
+{
+    if (ordinal < 0 || ordinal >= MAX_DEVICES) {
+        return LAMPREY_ERROR_INVALID;
+    }
+    if (!lamprey_driver_get()) {
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    pthread_mutex_lock(&mutex);
+    enum lamprey_status status = LAMPREY_OK;
+    if (!devices[ordinal]) {
+        status = open_device(ordinal, &devices[ordinal]);
+    }
+    *device = devices[ordinal];
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+static enum lamprey_status load_kernel(struct lamprey_device *device, int index, uint32_t *resident)
+{
+    const struct lamprey_driver *driver = device->driver;
+    CUkernel kernel = NULL;
+    CUfunction function = NULL;
+    int per_multiprocessor = 0;
+    enum lamprey_status status = lamprey_driver_check(
+        driver->LibraryGetKernel(&kernel, library, kernel_names[index]), "cuLibraryGetKernel");
+    if (!status) {
+        status = lamprey_driver_check(driver->KernelGetFunction(&function, kernel), "cuKernelGetFunction");
+    }
+    if (!status && driver->FuncLoad) {
+        status = lamprey_driver_check(driver->FuncLoad(function), "cuFuncLoad");
+    }
+    if (!status) {
+        status = lamprey_driver_check(driver->OccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, function,
+                                                                                        LAMPREY_CTA_THREADS, 0),
+                                      "cuOccupancyMaxActiveBlocksPerMultiprocessor");
+    }
+    if (!status) {
+        uint32_t ctas = (uint32_t)(per_multiprocessor * device->multiprocessors);
+        *resident = ctas < *resident ? ctas : *resident;
+        device->kernels[index / LAMPREY_VARIANTS][index % LAMPREY_VARIANTS] = function;
+    }
+    return status;
+}
+
+static enum lamprey_status load_kernels(struct lamprey_device *device, char *reason, size_t reason_size)
+{
+    const struct lamprey_driver *driver = device->driver;
+    enum lamprey_status status = LAMPREY_OK;
+    if (!library) {
+        status = lamprey_driver_check(
+            driver->LibraryLoadData(&library, lamprey_fatbin, NULL, NULL, 0, NULL, NULL, 0), "cuLibraryLoadData");
+        if (status) {
+            snprintf(reason, reason_size, "the driver can't load the kernels");
+            return status;
+        }
+    }
+    uint32_t resident = UINT32_MAX;
+    for (int i = 0; i < LAMPREY_ELEMENTS * LAMPREY_VARIANTS; i++) {
+        status = load_kernel(device, i, &resident);
+        if (status) {
+            snprintf(reason, reason_size, "kernel %s can't be loaded", kernel_names[i]);
+            return status;
+        }
+    }
+    if (resident == 0) {
+        snprintf(reason, reason_size, "no multiprocessor takes a CTA");
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    device->resident_ctas = resident;
+    return LAMPREY_OK;
+}
+
+enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason, size_t reason_size)
+{
+    bool pushed = false;
+    enum lamprey_status status = lamprey_device_enter(device, &pushed);
+    if (status) {
+        snprintf(reason, reason_size, "the GPU's context can't be entered");
+        return status;
+    }
+    pthread_mutex_lock(&mutex);
+    if (!device->resident_ctas) {
+        status = load_kernels(device, reason, reason_size);
+    }
+    pthread_mutex_unlock(&mutex);
+    lamprey_device_leave(device, pushed);
+    return status;
+}
+
+enum lamprey_status lamprey_device_enter(const struct lamprey_device *device, bool *pushed)
+{
+    CUcontext current = NULL;
+    *pushed = false;
+    if (device->driver->CtxGetCurrent(&current) == CUDA_SUCCESS && current == device->context) {
+        return LAMPREY_OK;
+    }
+    enum lamprey_status status =
+        lamprey_driver_check(device->driver->CtxPushCurrent(device->context), "cuCtxPushCurrent");
+    *pushed = status == LAMPREY_OK;
+    return status;
+}
+
+void lamprey_device_leave(const struct lamprey_device *device, bool pushed)
+{
+    CUcontext ignored = NULL;
+    if (pushed) {
+        device->driver->CtxPopCurrent(&ignored);
+    }
+}

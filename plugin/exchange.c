@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "plugin/exchange.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "plugin/log.h"
+
+#define BUFFER_BYTES (256u << 10) /* records of 72 ranks and more */
+#define PATIENCE_MS 10000
+
+/* Buffers are kept for the next set-up: freeing device memory may wait for kernels that wait for us. */
+struct lamprey_exchange_buffer {
+    struct lamprey_exchange_buffer *next;
+    const struct lamprey_device *device;
+    struct lamprey_memory memory;
+    CUdeviceptr address;
+};
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct lamprey_exchange_buffer *idle;
+
+static struct lamprey_exchange_buffer *take_idle(const struct lamprey_device *device)
+{
+    pthread_mutex_lock(&mutex);
+    struct lamprey_exchange_buffer **link = &idle;
+    while (*link && (*link)->device != device) {
+        link = &(*link)->next;
+    }
+    struct lamprey_exchange_buffer *buffer = *link;
+    if (buffer) {
+        *link = buffer->next;
+    }
+    pthread_mutex_unlock(&mutex);
+    return buffer;
+}
+
+static enum lamprey_status make_buffer(const struct lamprey_device *device, struct lamprey_exchange_buffer **made)
+{
+    struct lamprey_exchange_buffer *buffer = calloc(1, sizeof *buffer);
+    if (!buffer) {
+        return LAMPREY_ERROR_MEMORY;
+    }
+    buffer->device = device;
+    enum lamprey_status status = lamprey_memory_create(device, BUFFER_BYTES, false, &buffer->memory);
+    buffer->address = buffer->memory.address;
+    if (status) { /* a full GPU must still be able to say no: NCCL takes pinned host memory too */
+        void *host = NULL;
+        status = lamprey_driver_check(
+            device->driver->MemHostAlloc(&host, BUFFER_BYTES, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+            "cuMemHostAlloc");
+        if (!status) {
+            status = lamprey_driver_check(device->driver->MemHostGetDevicePointer(&buffer->address, host, 0),
+                                          "cuMemHostGetDevicePointer");
+        }
+    }
+    if (status) {
+        free(buffer);
+        return status;
+    }
+    *made = buffer;
+    return LAMPREY_OK;
+}
+
+enum lamprey_status lamprey_exchange_open(struct lamprey_comm *comm, struct lamprey_exchange *exchange)
+{
+    memset(exchange, 0, sizeof *exchange);
+    exchange->comm = comm;
+    exchange->buffer = take_idle(comm->device);
+    enum lamprey_status status = LAMPREY_OK;
+    if (!exchange->buffer) {
+        status = make_buffer(comm->device, &exchange->buffer);
+    }
+    if (!status) {
+        status = lamprey_driver_check(
+            comm->device->driver->StreamCreate(&exchange->stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+    }
+    if (status) {
+        lamprey_exchange_close(exchange);
+    }
+    return status;
+}
+
+void lamprey_exchange_close(struct lamprey_exchange *exchange)
+{
+    if (exchange->stream) {
+        exchange->comm->device->driver->StreamDestroy(exchange->stream);
+    }
+    if (exchange->buffer) {
+        pthread_mutex_lock(&mutex);
+        exchange->buffer->next = idle;
+        idle = exchange->buffer;
+        pthread_mutex_unlock(&mutex);
+    }
+    memset(exchange, 0, sizeof *exchange);
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void pause_between_looks(int looks)
+{
+    if (looks < 100) {
+        sched_yield();
+    } else {
+        const struct timespec pause = {.tv_nsec = 50000};
+        nanosleep(&pause, NULL);
+    }
+}
+
+/* LAMPREY_OK while it makes sense to go on waiting. */
+static enum lamprey_status still_alive(const struct lamprey_comm *comm)
+{
+    ncclResult_t error = ncclSuccess;
+    if (atomic_load(&comm->aborted)) {
+        return LAMPREY_ERROR_ABORTED;
+    }
+    if (comm->nccl->CommGetAsyncError && comm->nccl->CommGetAsyncError(comm->handle, &error) == ncclSuccess &&
+        error != ncclSuccess && error != ncclInProgress) {
+        return LAMPREY_ERROR_NCCL;
+    }
+    return LAMPREY_OK;
+}
+
+/* Every gathered record starts with a magic number, so a zeroed one hasn't arrived. */
+static void name_missing(struct lamprey_exchange *exchange, size_t bytes)
+{
+    const struct lamprey_comm *comm = exchange->comm;
+    const struct lamprey_driver *driver = comm->device->driver;
+    char ranks[256] = "";
+    int length = 0;
+    CUstream stream = NULL;
+    uint64_t *magic = calloc((size_t)comm->nranks, sizeof *magic);
+    if (!magic || driver->StreamCreate(&stream, CU_STREAM_NON_BLOCKING) != CUDA_SUCCESS) {
+        free(magic);
+        return;
+    }
+    for (int rank = 0; rank < comm->nranks; rank++) {
+        driver->MemcpyDtoHAsync(&magic[rank], exchange->buffer->address + (size_t)rank * bytes, sizeof magic[rank],
+                                stream);
+    }
+    while (driver->StreamQuery(stream) == CUDA_ERROR_NOT_READY) {
+        sched_yield();
+    }
+    for (int rank = 0; rank < comm->nranks && length < (int)sizeof ranks - 12; rank++) {
+        if (magic[rank] == 0) {
+            length += snprintf(ranks + length, sizeof ranks - (size_t)length, "%s%d", length ? ", " : "", rank);
+        }
+    }
+    driver->StreamDestroy(stream);
+    free(magic);
+    lamprey_warn("communicator %p, rank %d of %d: waiting for the set-up exchange for %d s; nothing yet from ranks %s. "
+                 "Is Lamprey active in all of them?",
+                 (void *)comm->handle, comm->rank, comm->nranks, PATIENCE_MS / 1000, length ? ranks : "(unknown)");
+}
+
+static enum lamprey_status wait_for_stream(struct lamprey_exchange *exchange, size_t record_bytes)
+{
+    const struct lamprey_driver *driver = exchange->comm->device->driver;
+    const int64_t start = now_ms();
+    bool said = false;
+    for (int looks = 0;; looks++) {
+        CUresult result = driver->StreamQuery(exchange->stream);
+        if (result != CUDA_ERROR_NOT_READY) {
+            return lamprey_driver_check(result, "cuStreamQuery");
+        }
+        enum lamprey_status status = looks % 64 == 63 ? still_alive(exchange->comm) : LAMPREY_OK;
+        if (status || atomic_load(&exchange->comm->aborted)) {
+            return status ? status : LAMPREY_ERROR_ABORTED;
+        }
+        if (!said && record_bytes && now_ms() - start > PATIENCE_MS) {
+            said = true;
+            name_missing(exchange, record_bytes);
+        }
+        pause_between_looks(looks);
+    }
+}
+
+enum lamprey_status lamprey_exchange_wait(struct lamprey_exchange *exchange)
+{
+    return wait_for_stream(exchange, 0);
+}
+
+/* A non-blocking communicator enqueues in the background; the stream says nothing before that is done. */
+static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
+{
+    const struct lamprey_comm *comm = exchange->comm;
+    exchange->nonblocking = true;
+    for (int looks = 0;; looks++) {
+        ncclResult_t state = ncclSuccess;
+        if (!comm->nccl->CommGetAsyncError ||
+            comm->nccl->CommGetAsyncError(comm->handle, &state) != ncclSuccess) {
+            return LAMPREY_ERROR_NCCL;
+        }
+        if (state != ncclInProgress) {
+            return state == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_NCCL;
+        }
+        if (atomic_load(&comm->aborted)) {
+            return LAMPREY_ERROR_ABORTED;
+        }
+        pause_between_looks(looks);
+    }
+}
+
+enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, const void *own, size_t bytes, void *all)
+{
+    const struct lamprey_comm *comm = exchange->comm;
+    const struct lamprey_driver *driver = comm->device->driver;
+    const size_t total = bytes * (size_t)comm->nranks;
+    const CUdeviceptr base = exchange->buffer->address;
+    const CUdeviceptr place = base + bytes * (size_t)comm->rank;
+    if (total > BUFFER_BYTES) {
+        return LAMPREY_ERROR_INVALID;
+    }
+    enum lamprey_status status =
+        lamprey_driver_check(driver->MemsetD8Async(base, 0, total, exchange->stream), "cuMemsetD8Async");
+    if (!status) {
+        status = lamprey_driver_check(driver->MemcpyHtoDAsync(place, own, bytes, exchange->stream),
+                                      "cuMemcpyHtoDAsync");
+    }
+    if (status) {
+        return status;
+    }
+    ncclResult_t result = comm->nccl->AllGather((const void *)place, (void *)base, bytes, ncclUint8, comm->handle,
+                                                (cudaStream_t)exchange->stream);
+    if (result == ncclInProgress) {
+        status = wait_enqueued(exchange);
+    } else if (result != ncclSuccess) {
+        status = LAMPREY_ERROR_NCCL;
+    }
+    if (!status) {
+        status = wait_for_stream(exchange, bytes);
+    }
+    if (!status) {
+        status = lamprey_driver_check(driver->MemcpyDtoHAsync(all, base, total, exchange->stream),
+                                      "cuMemcpyDtoHAsync");
+    }
+    return status ? status : wait_for_stream(exchange, 0);
+}

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plugin/group.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin/setup.h"
+
+struct held {
+    struct lamprey_comm *comm;
+    struct lamprey_call call;
+    size_t turn; /* how many held calls of the same communicator come before */
+};
+
+struct noted {
+    struct lamprey_comm *comm;
+    CUstream stream;
+    struct lamprey_order_step step;
+    bool ordered;
+};
+
+struct group {
+    int depth;
+    size_t held_count;
+    size_t held_room;
+    struct held *held;
+    size_t noted_count;
+    size_t noted_room;
+    struct noted *noted;
+};
+
+/* Group depth is a thread's, and an image's. */
+static _Thread_local struct group groups[LAMPREY_MAX_IMAGES];
+
+static bool make_room(void **array, size_t *room, size_t count, size_t element)
+{
+    if (count < *room) {
+        return true;
+    }
+    size_t more = *room ? *room * 2 : 16;
+    void *grown = realloc(*array, more * element);
+    if (!grown) {
+        return false;
+    }
+    *array = grown;
+    *room = more;
+    return true;
+}
+
+bool lamprey_group_open(const struct lamprey_nccl *nccl)
+{
+    return groups[nccl->index].depth > 0;
+}
+
+void lamprey_group_enter(const struct lamprey_nccl *nccl)
+{
+    groups[nccl->index].depth++;
+}
+
+bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call)
+{
+    struct group *group = &groups[comm->nccl->index];
+    if (!make_room((void **)&group->held, &group->held_room, group->held_count, sizeof *group->held)) {
+        return false;
+    }
+    atomic_fetch_add(&comm->references, 1);
+    group->held[group->held_count++] = (struct held){.comm = comm, .call = *call};
+    return true;
+}
+
+void lamprey_group_note(struct lamprey_comm *comm, CUstream stream)
+{
+    struct group *group = &groups[comm->nccl->index];
+    for (size_t i = 0; i < group->noted_count; i++) {
+        if (group->noted[i].comm == comm && group->noted[i].stream == stream) {
+            return;
+        }
+    }
+    if (make_room((void **)&group->noted, &group->noted_room, group->noted_count, sizeof *group->noted)) {
+        atomic_fetch_add(&comm->references, 1);
+        group->noted[group->noted_count++] = (struct noted){.comm = comm, .stream = stream};
+    }
+}
+
+static void free_group(struct group *group)
+{
+    for (size_t i = 0; i < group->held_count; i++) {
+        lamprey_comm_release(group->held[i].comm);
+    }
+    for (size_t i = 0; i < group->noted_count; i++) {
+        lamprey_comm_release(group->noted[i].comm);
+    }
+    free(group->held);
+    free(group->noted);
+    memset(group, 0, sizeof *group);
+}
+
+static void order_before(struct group *group)
+{
+    for (size_t i = 0; i < group->noted_count; i++) {
+        struct noted *noted = &group->noted[i];
+        struct lamprey_workspace *workspace = atomic_load(&noted->comm->workspace);
+        bool pushed = false;
+        if (workspace && lamprey_device_enter(noted->comm->device, &pushed) == LAMPREY_OK) {
+            noted->ordered =
+                lamprey_order_before(&noted->comm->order, workspace, noted->stream, &noted->step) == LAMPREY_OK;
+            lamprey_device_leave(noted->comm->device, pushed);
+        }
+    }
+}
+
+static void order_after(struct group *group)
+{
+    for (size_t i = 0; i < group->noted_count; i++) {
+        struct noted *noted = &group->noted[i];
+        bool pushed = false;
+        if (noted->ordered && lamprey_device_enter(noted->comm->device, &pushed) == LAMPREY_OK) {
+            lamprey_order_after(&noted->comm->order, atomic_load(&noted->comm->workspace), noted->stream,
+                                &noted->step);
+            lamprey_device_leave(noted->comm->device, pushed);
+        }
+    }
+}
+
+/* Communicators that meet their first all-reduce in this group. */
+static void set_up_new(struct group *group)
+{
+    struct lamprey_comm **fresh = calloc(group->held_count, sizeof *fresh);
+    size_t count = 0;
+    for (size_t i = 0; fresh && i < group->held_count; i++) {
+        struct lamprey_comm *comm = group->held[i].comm;
+        bool known = atomic_load(&comm->state) != LAMPREY_COMM_NEW;
+        for (size_t j = 0; j < count; j++) {
+            known = known || fresh[j] == comm;
+        }
+        if (!known) {
+            fresh[count++] = comm;
+        }
+    }
+    lamprey_setup_all(fresh, count);
+    free(fresh);
+}
+
+static bool is_ours(const struct held *held)
+{
+    return atomic_load(&held->comm->state) == LAMPREY_COMM_SERVED &&
+           lamprey_decide(&held->comm->agreed, held->call.count, held->call.type, held->call.op) == LAMPREY_SERVE;
+}
+
+/* Held calls that turn out to be NCCL's, as one group of NCCL's. */
+static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, size_t count)
+{
+    if (count == 0) {
+        return ncclSuccess;
+    }
+    ncclResult_t result = nccl->GroupStart();
+    if (result != ncclSuccess) {
+        return result;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const struct lamprey_call *call = &held[i].call;
+        lamprey_count(&held[i].comm->counters, atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
+                                                   ? LAMPREY_COUNT_fallback_size
+                                                   : LAMPREY_COUNT_fallback_communicator);
+        nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op, held[i].comm->handle,
+                        (cudaStream_t)call->stream); /* NCCL remembers an error and End returns it */
+    }
+    return nccl->GroupEnd();
+}
+
+/* Turn by turn over the communicators, in the order of their agreed ids: never in call order, which may differ by rank,
+ * and never one communicator's whole queue before another's first call. */
+static int by_turn(const void *a, const void *b)
+{
+    const struct held *left = a;
+    const struct held *right = b;
+    if (left->turn != right->turn) {
+        return left->turn < right->turn ? -1 : 1;
+    }
+    if (left->comm->agreed.id != right->comm->agreed.id) {
+        return left->comm->agreed.id < right->comm->agreed.id ? -1 : 1;
+    }
+    return left->comm->rank - right->comm->rank;
+}
+
+static void take_turns(struct held *held, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        held[i].turn = 0;
+        for (size_t j = i; j-- > 0;) {
+            if (held[j].comm == held[i].comm) {
+                held[i].turn = held[j].turn + 1;
+                break;
+            }
+        }
+    }
+    qsort(held, count, sizeof *held, by_turn);
+}
+
+/* Moves ours to the front, keeping the order; returns how many. */
+static size_t partition(struct held *held, size_t count, struct held *scratch)
+{
+    size_t ours = 0;
+    size_t others = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (is_ours(&held[i])) {
+            held[ours++] = held[i];
+        } else {
+            scratch[others++] = held[i];
+        }
+    }
+    memcpy(held + ours, scratch, others * sizeof *scratch);
+    return ours;
+}
+
+static ncclResult_t release_held(struct lamprey_nccl *nccl, struct group *group)
+{
+    struct held *scratch = malloc(group->held_count * sizeof *scratch);
+    if (!scratch) {
+        return ncclSystemError;
+    }
+    set_up_new(group);
+    size_t ours = partition(group->held, group->held_count, scratch);
+    free(scratch);
+    ncclResult_t result = pass_on(nccl, group->held + ours, group->held_count - ours);
+    if (result != ncclSuccess) {
+        return result;
+    }
+    take_turns(group->held, ours);
+    for (size_t i = 0; i < ours && result == ncclSuccess; i++) {
+        result = lamprey_launch(group->held[i].comm, &group->held[i].call, true);
+    }
+    return result;
+}
+
+ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
+{
+    struct group *current = &groups[nccl->index];
+    if (current->depth != 1) {
+        current->depth -= current->depth > 0;
+        return nccl->GroupEnd();
+    }
+    /* From here on the thread is outside: NCCL may call its own public functions while it launches. */
+    struct group group = *current;
+    memset(current, 0, sizeof *current);
+    order_before(&group);
+    ncclResult_t result = nccl->GroupEnd();
+    if (result == ncclSuccess) {
+        order_after(&group);
+        if (group.held_count > 0) {
+            result = release_held(nccl, &group);
+        }
+    }
+    free_group(&group);
+    return result;
+}
+
+void lamprey_group_drop(const struct lamprey_nccl *nccl)
+{
+    struct group *group = &groups[nccl->index];
+    if (group->depth == 1) {
+        free_group(group);
+    } else if (group->depth > 1) {
+        group->depth--;
+    }
+}

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "plugin/identity.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "plugin/config.h"
+
+static uint8_t process_id[16];
+
+static void make_process_id(void)
+{
+    if (getrandom(process_id, sizeof process_id, 0) != (ssize_t)sizeof process_id) {
+        const pid_t pid = getpid();
+        memcpy(process_id, &pid, sizeof pid);
+    }
+}
+
+void lamprey_identity_process(uint8_t process[16])
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_process_id);
+    memcpy(process, process_id, sizeof process_id);
+}
+
+/* FNV-1a over 64 bits. */
+static uint64_t hash(uint64_t seed, const void *data, size_t bytes)
+{
+    const uint8_t *byte = data;
+    for (size_t i = 0; i < bytes; i++) {
+        seed = (seed ^ byte[i]) * 0x100000001b3ull;
+    }
+    return seed;
+}
+
+/* One boot of one kernel, with the same shared memory and the same abstract socket names: only then can descriptors be
+ * passed. A hostname says neither. */
+static bool host_id(uint8_t id[16])
+{
+    char boot[64] = "";
+    struct stat shm = {0};
+    struct stat network = {0};
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    size_t length = file ? fread(boot, 1, sizeof boot, file) : 0;
+    if (file) {
+        fclose(file);
+    }
+    if (length == 0 || stat("/proc/self/ns/net", &network) != 0) {
+        return false;
+    }
+    stat("/dev/shm", &shm); /* absent counts as one more kind of equal */
+    uint64_t halves[2];
+    for (int i = 0; i < 2; i++) {
+        uint64_t seed = 0xcbf29ce484222325ull + (uint64_t)i;
+        seed = hash(seed, boot, length);
+        seed = hash(seed, &shm.st_dev, sizeof shm.st_dev);
+        halves[i] = hash(seed, &network.st_ino, sizeof network.st_ino);
+    }
+    memcpy(id, halves, sizeof halves);
+    return true;
+}
+
+static lamprey_topology_describe describe;
+static char describe_missing[160];
+
+/* liblamprey-topology.so lies beside this library. */
+static void open_topology(void)
+{
+    char path[4096];
+    Dl_info own;
+    if (!dladdr((const void *)(uintptr_t)open_topology, &own) || !own.dli_fname) {
+        snprintf(describe_missing, sizeof describe_missing, "the library can't find itself");
+        return;
+    }
+    const char *slash = strrchr(own.dli_fname, '/');
+    snprintf(path, sizeof path, "%.*sliblamprey-topology.so", slash ? (int)(slash + 1 - own.dli_fname) : 0,
+             own.dli_fname);
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void *symbol = library ? dlsym(library, "lampreyTopologyDescribe") : NULL;
+    if (!symbol) {
+        const char *error = dlerror();
+        snprintf(describe_missing, sizeof describe_missing, "no topology (%.120s)", error ? error : path);
+        return;
+    }
+    describe = (lamprey_topology_describe)(uintptr_t)symbol;
+}
+
+void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_domain_record *record, char *reason,
+                          size_t reason_size)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    char text[96] = "";
+    pthread_once(&once, open_topology);
+    record->pci_id = device->pci_id;
+    record->pid = (uint32_t)getpid();
+    record->share_gpu = (uint32_t)lamprey_config_get()->share_gpu;
+    memcpy(record->gpu_uuid, device->uuid, sizeof record->gpu_uuid);
+    if (!host_id(record->host_id)) {
+        snprintf(reason, reason_size, "the host can't be identified (/proc is missing)");
+        return;
+    }
+    if (!describe) {
+        snprintf(reason, reason_size, "%s", describe_missing);
+        return;
+    }
+    int error = describe(LAMPREY_TOPOLOGY_VERSION, lamprey_config_get()->topology, device->pci_id, &record->links,
+                         sizeof record->links, text, sizeof text);
+    if (error) {
+        snprintf(reason, reason_size, "topology: %s", text[0] ? text : strerror(error));
+    }
+}
+
+/* A variable of NCCL's that is set to something else than 0. */
+static bool switched_on(const char *name)
+{
+    const char *value = getenv(name);
+    return value && *value && strcmp(value, "0") != 0;
+}
+
+void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, size_t reason_size)
+{
+    static const char *const variables[] = {"NCCL_P2P_DISABLE", "NCCL_CHECK_POINTERS", "NCCL_CHECK_MODE",
+                                            "NCCL_LAUNCH_ORDER_IMPLICIT"};
+    const char *level = getenv("NCCL_P2P_LEVEL");
+    if (lamprey_config_get()->disable) {
+        snprintf(reason, reason_size, "LAMPREY_DISABLE is set");
+        return;
+    }
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) {
+        if (switched_on(variables[i])) {
+            snprintf(reason, reason_size, "%s is set", variables[i]);
+            return;
+        }
+    }
+    if (level && (strcasecmp(level, "LOC") == 0 || strcmp(level, "0") == 0)) {
+        snprintf(reason, reason_size, "NCCL_P2P_LEVEL=%s", level);
+    } else if (nccl->over_got) {
+        snprintf(reason, reason_size, "NCCL's code can't be redirected, and callers' slots miss some calls");
+    } else if (lamprey_driver_missing()[0]) {
+        snprintf(reason, reason_size, "%s", lamprey_driver_missing());
+    }
+}

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What NCCL's functions become. Every wrapper passes on what it doesn't know and is re-entrant, since NCCL calls some of
+ * its own public names. */
+#include <stdbool.h>
+
+#include "plugin/group.h"
+#include "plugin/launch.h"
+#include "plugin/nccl.h"
+#include "plugin/setup.h"
+
+atomic_bool lamprey_forked;
+
+static bool passive(void)
+{
+    return atomic_load_explicit(&lamprey_forked, memory_order_relaxed);
+}
+
+/* ---- all-reduce ---- */
+
+static enum lamprey_counter counter_of(enum lamprey_decision decision)
+{
+    switch (decision) {
+    case LAMPREY_NOT_TYPE:
+        return LAMPREY_COUNT_fallback_type;
+    case LAMPREY_NOT_OPERATOR:
+        return LAMPREY_COUNT_fallback_operator;
+    case LAMPREY_NOT_EMPTY:
+        return LAMPREY_COUNT_fallback_empty;
+    case LAMPREY_NOT_SIZE:
+    case LAMPREY_SERVE:
+        break;
+    }
+    return LAMPREY_COUNT_fallback_size;
+}
+
+/* NCCL's all-reduce, in order with ours. */
+static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm, const struct lamprey_call *call)
+{
+    struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
+    struct lamprey_order_step step;
+    bool pushed = false;
+    bool ordered = false;
+    if (workspace && lamprey_group_open(nccl)) {
+        lamprey_group_note(comm, call->stream);
+    } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
+        ordered = lamprey_order_before(&comm->order, workspace, call->stream, &step) == LAMPREY_OK;
+        lamprey_device_leave(comm->device, pushed);
+    }
+    ncclResult_t result = nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op,
+                                          comm ? comm->handle : NULL, (cudaStream_t)call->stream);
+    if (ordered && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
+        lamprey_order_after(&comm->order, workspace, call->stream, &step);
+        lamprey_device_leave(comm->device, pushed);
+    }
+    return result;
+}
+
+static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                                     const struct lamprey_call *call)
+{
+    const enum lamprey_decision kind = lamprey_decide_kind(call->count, call->type, call->op);
+    if (kind != LAMPREY_SERVE) {
+        lamprey_count(&comm->counters, counter_of(kind));
+        return pass_on(nccl, comm, call);
+    }
+    if (atomic_load(&comm->state) == LAMPREY_COMM_NEW && comm->device) {
+        if (lamprey_group_open(nccl)) {
+            return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
+        }
+        enum lamprey_status status = lamprey_setup(comm);
+        if (status && status != LAMPREY_ERROR_NCCL && status != LAMPREY_ERROR_ABORTED) {
+            return ncclUnhandledCudaError; /* peers wait in the exchange: an all-reduce now would corrupt it */
+        }
+    }
+    switch (atomic_load(&comm->state)) {
+    case LAMPREY_COMM_SERVED:
+        break;
+    case LAMPREY_COMM_CLOSED:
+        lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_closed);
+        return pass_on(nccl, comm, call);
+    default:
+        lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_communicator);
+        return pass_on(nccl, comm, call);
+    }
+    const enum lamprey_decision decision = lamprey_decide(&comm->agreed, call->count, call->type, call->op);
+    if (decision != LAMPREY_SERVE) {
+        lamprey_count(&comm->counters, counter_of(decision));
+        return pass_on(nccl, comm, call);
+    }
+    if (lamprey_group_open(nccl)) {
+        return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
+    }
+    return lamprey_launch(comm, call, false);
+}
+
+static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, void *recv, size_t count,
+                                 ncclDataType_t type, ncclRedOp_t op, ncclComm_t handle, cudaStream_t stream)
+{
+    const struct lamprey_call call = {send, recv, count, type, op, (CUstream)stream};
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
+    if (!comm || comm->nccl != nccl) {
+        lamprey_comm_release(comm);
+        return nccl->AllReduce(send, recv, count, type, op, handle, stream);
+    }
+    ncclResult_t result = serve_or_pass_on(nccl, comm, &call);
+    lamprey_comm_release(comm);
+    return result;
+}
+
+/* ---- groups ---- */
+
+static ncclResult_t on_GroupStart(struct lamprey_nccl *nccl)
+{
+    ncclResult_t result = nccl->GroupStart();
+    if (result == ncclSuccess) {
+        lamprey_group_enter(nccl);
+    }
+    return result;
+}
+
+static ncclResult_t on_GroupEnd(struct lamprey_nccl *nccl)
+{
+    return lamprey_group_end(nccl);
+}
+
+static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
+{
+    ncclResult_t result = nccl->GroupSimulateEnd(info);
+    lamprey_group_drop(nccl);
+    return result;
+}
+
+/* ---- life-cycle ---- */
+
+/* A fresh communicator may have the address of one that went away unseen. */
+static void forget_namesake(ncclComm_t handle)
+{
+    lamprey_comm_retire(lamprey_comm_take(handle));
+}
+
+static ncclResult_t made(struct lamprey_nccl *nccl, ncclResult_t result, const ncclComm_t *comm)
+{
+    lamprey_hooks_refresh(nccl->hooks);
+    if (result == ncclSuccess && comm && *comm) {
+        forget_namesake(*comm);
+    }
+    return result;
+}
+
+static ncclResult_t on_CommInitRank(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks, ncclUniqueId id, int rank)
+{
+    return made(nccl, nccl->CommInitRank(comm, nranks, id, rank), comm);
+}
+
+static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms, int ndev, const int *devices)
+{
+    ncclResult_t result = nccl->CommInitAll(comms, ndev, devices);
+    for (int i = 0; comms && i < ndev; i++) {
+        made(nccl, result, &comms[i]);
+    }
+    return result;
+}
+
+static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks, ncclUniqueId id,
+                                          int rank, ncclConfig_t *config)
+{
+    return made(nccl, nccl->CommInitRankConfig(comm, nranks, id, rank, config), comm);
+}
+
+static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks, int rank, int nids,
+                                            ncclUniqueId *ids, ncclConfig_t *config)
+{
+    return made(nccl, nccl->CommInitRankScalable(comm, nranks, rank, nids, ids, config), comm);
+}
+
+static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key, ncclComm_t *child,
+                                 ncclConfig_t *config)
+{
+    return made(nccl, nccl->CommSplit(comm, color, key, child, config), child);
+}
+
+static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, int *exclude, int exclude_count,
+                                  ncclComm_t *child, ncclConfig_t *config, int flags)
+{
+    const int shrink_abort = 1; /* NCCL_SHRINK_ABORT: what is in flight on the parent must leave */
+    if (flags & shrink_abort) {
+        lamprey_comm_close(comm, true);
+    }
+    return made(nccl, nccl->CommShrink(comm, exclude, exclude_count, child, config, flags), child);
+}
+
+static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int nranks, const ncclUniqueId *id,
+                                int rank, ncclComm_t *child, ncclConfig_t *config)
+{
+    return made(nccl, nccl->CommGrow(comm, nranks, id, rank, child, config), child);
+}
+
+static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t comm)
+{
+    lamprey_comm_close(comm, false);
+    return nccl->CommFinalize(comm);
+}
+
+static ncclResult_t on_CommDestroy(struct lamprey_nccl *nccl, ncclComm_t handle)
+{
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    if (comm) { /* stays in the table while we wait, so that an abort finds it */
+        lamprey_comm_close(handle, false);
+        lamprey_comm_drain(comm);
+        lamprey_comm_release(comm);
+        comm = lamprey_comm_take(handle);
+    }
+    ncclResult_t result = nccl->CommDestroy(handle);
+    lamprey_comm_retire(comm);
+    return result;
+}
+
+static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
+{
+    lamprey_comm_close(handle, true);
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_take(handle);
+    ncclResult_t result = nccl->CommAbort(handle);
+    lamprey_comm_retire(comm);
+    return result;
+}
+
+static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
+{
+    lamprey_comm_close(comm, true);
+    return nccl->CommRevoke(comm, flags);
+}
+
+static ncclResult_t on_CommSuspend(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
+{
+    return nccl->CommSuspend(comm, flags);
+}
+
+static ncclResult_t on_CommResume(struct lamprey_nccl *nccl, ncclComm_t comm)
+{
+    return nccl->CommResume(comm);
+}
+
+static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t comm, ncclResult_t *error)
+{
+    return nccl->CommGetAsyncError(comm, error);
+}
+
+/* ---- collectives that stay NCCL's ---- */
+
+struct passage {
+    struct lamprey_comm *comm; /* NULL: nothing to do afterwards */
+    struct lamprey_workspace *workspace;
+    struct lamprey_order_step step;
+};
+
+static void enter_passage(struct lamprey_nccl *nccl, ncclComm_t handle, cudaStream_t stream, struct passage *passage)
+{
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
+    bool pushed = false;
+    passage->comm = NULL;
+    if (workspace && lamprey_group_open(nccl)) {
+        lamprey_group_note(comm, (CUstream)stream);
+    } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
+        if (lamprey_order_before(&comm->order, workspace, (CUstream)stream, &passage->step) == LAMPREY_OK) {
+            passage->comm = comm;
+            passage->workspace = workspace;
+        }
+        lamprey_device_leave(comm->device, pushed);
+    }
+    if (!passage->comm) {
+        lamprey_comm_release(comm);
+    }
+}
+
+static void leave_passage(cudaStream_t stream, struct passage *passage)
+{
+    struct lamprey_comm *comm = passage->comm;
+    bool pushed = false;
+    if (comm && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
+        lamprey_order_after(&comm->order, passage->workspace, (CUstream)stream, &passage->step);
+        lamprey_device_leave(comm->device, pushed);
+    }
+    lamprey_comm_release(comm);
+}
+
+#define LAMPREY_LIST(...) __VA_ARGS__
+
+#define LAMPREY_ORDERED(name, parameters, arguments)                                                                   \
+    static ncclResult_t on_##name(struct lamprey_nccl *nccl, LAMPREY_LIST parameters)                                  \
+    {                                                                                                                  \
+        struct passage passage;                                                                                        \
+        enter_passage(nccl, comm, stream, &passage);                                                                   \
+        ncclResult_t result = nccl->name arguments;                                                                    \
+        leave_passage(stream, &passage);                                                                               \
+        return result;                                                                                                 \
+    }
+LAMPREY_NCCL_ORDERED(LAMPREY_ORDERED)
+
+/* ---- one copy of every wrapper per image, since a wrapper can't tell otherwise who called it ---- */
+
+#define LAMPREY_CALL_(function, nccl, ...) function(nccl __VA_OPT__(, ) __VA_ARGS__)
+#define LAMPREY_CALL(...) LAMPREY_CALL_(__VA_ARGS__)
+
+#define LAMPREY_WRAPPER(image, name, parameters, arguments)                                                            \
+    static ncclResult_t wrapper_##image##_##name parameters                                                            \
+    {                                                                                                                  \
+        return LAMPREY_CALL(on_##name, &lamprey_nccls[image], LAMPREY_LIST arguments);                                 \
+    }
+#define LAMPREY_WRAPPER_0(name, parameters, arguments) LAMPREY_WRAPPER(0, name, parameters, arguments)
+#define LAMPREY_WRAPPER_1(name, parameters, arguments) LAMPREY_WRAPPER(1, name, parameters, arguments)
+#define LAMPREY_WRAPPER_2(name, parameters, arguments) LAMPREY_WRAPPER(2, name, parameters, arguments)
+#define LAMPREY_WRAPPER_3(name, parameters, arguments) LAMPREY_WRAPPER(3, name, parameters, arguments)
+#define LAMPREY_WRAPPERS(image)                                                                                        \
+    LAMPREY_NCCL_INTERCEPTED(LAMPREY_WRAPPER_##image)                                                                  \
+    LAMPREY_NCCL_ORDERED(LAMPREY_WRAPPER_##image)
+
+LAMPREY_WRAPPERS(0)
+LAMPREY_WRAPPERS(1)
+LAMPREY_WRAPPERS(2)
+LAMPREY_WRAPPERS(3)
+
+#define LAMPREY_ENTRY_0(name, parameters, arguments) (void *)wrapper_0_##name,
+#define LAMPREY_ENTRY_1(name, parameters, arguments) (void *)wrapper_1_##name,
+#define LAMPREY_ENTRY_2(name, parameters, arguments) (void *)wrapper_2_##name,
+#define LAMPREY_ENTRY_3(name, parameters, arguments) (void *)wrapper_3_##name,
+#define LAMPREY_ENTRIES(image)                                                                                         \
+    {                                                                                                                  \
+        LAMPREY_NCCL_INTERCEPTED(LAMPREY_ENTRY_##image) LAMPREY_NCCL_ORDERED(LAMPREY_ENTRY_##image)                    \
+    }
+
+void *const lamprey_replacements[LAMPREY_MAX_IMAGES][64] = {LAMPREY_ENTRIES(0), LAMPREY_ENTRIES(1), LAMPREY_ENTRIES(2),
+                                                            LAMPREY_ENTRIES(3)};

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plugin/launch.h"
+
+#include "plugin/config.h"
+#include "plugin/log.h"
+
+static void fill_params(const struct lamprey_workspace *workspace, const struct lamprey_call *call,
+                        const struct lamprey_grid *grid, struct lamprey_all_reduce_params *params)
+{
+    *params = (struct lamprey_all_reduce_params){
+        .send = call->send,
+        .recv = call->recv,
+        .count = call->count,
+        .lanes = (struct lamprey_lane *)workspace->lane_states,
+        .abort = (const uint32_t *)workspace->device_abort,
+        .rank = workspace->rank,
+        .nranks = workspace->nranks,
+        .lane_vectors = grid->lane_vectors,
+        .lane_capacity = workspace->lane_capacity,
+        .flags = lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL ? LAMPREY_FLAG_SIGNAL : 0,
+    };
+    for (uint32_t rank = 0; rank < workspace->nranks; rank++) {
+        CUdeviceptr address = rank == workspace->rank ? workspace->own.address : workspace->peers[rank].address;
+        params->staging[rank] = (unsigned char *)address;
+    }
+}
+
+static CUresult launch_kernel(const struct lamprey_device *device, CUfunction kernel, const struct lamprey_grid *grid,
+                              CUstream stream, struct lamprey_all_reduce_params *params)
+{
+    void *arguments[] = {params};
+    CUlaunchAttribute overlap = {
+        .id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        .value.programmaticStreamSerializationAllowed = 1,
+    };
+    const bool pdl = lamprey_config_get()->pdl != LAMPREY_PDL_OFF && device->capability >= 90;
+    const CUlaunchConfig config = {
+        .gridDimX = grid->ctas,
+        .gridDimY = 1,
+        .gridDimZ = 1,
+        .blockDimX = grid->threads,
+        .blockDimY = 1,
+        .blockDimZ = 1,
+        .hStream = stream,
+        .attrs = pdl ? &overlap : NULL,
+        .numAttrs = pdl ? 1 : 0,
+    };
+    return device->driver->LaunchKernelEx(&config, kernel, arguments, NULL);
+}
+
+ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call, bool grouped)
+{
+    const struct lamprey_device *device = comm->device;
+    struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
+    const int element = lamprey_element_of(call->type);
+    const uint64_t bytes = (uint64_t)call->count * lamprey_element_bytes((enum lamprey_element)element);
+    const struct lamprey_grid grid =
+        lamprey_grid_of((bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES, workspace->lanes);
+    struct lamprey_all_reduce_params params;
+    struct lamprey_order_step step;
+    bool pushed = false;
+
+    enum lamprey_status status = lamprey_device_enter(device, &pushed);
+    if (status) {
+        goto failed;
+    }
+    status = lamprey_order_before(&comm->order, workspace, call->stream, &step);
+    if (!status) {
+        fill_params(workspace, call, &grid, &params);
+        CUfunction kernel = device->kernels[element][lamprey_variant_of(comm->nranks)];
+        status = lamprey_driver_check(launch_kernel(device, kernel, &grid, call->stream, &params),
+                                      "cuLaunchKernelEx");
+    }
+    if (!status) {
+        status = lamprey_order_after(&comm->order, workspace, call->stream, &step);
+    }
+    lamprey_device_leave(device, pushed);
+    if (status) {
+        goto failed;
+    }
+    lamprey_count(&comm->counters, LAMPREY_COUNT_served);
+    if (step.capture) {
+        lamprey_count(&comm->counters, LAMPREY_COUNT_served_captured);
+    }
+    if (grouped) {
+        lamprey_count(&comm->counters, LAMPREY_COUNT_served_grouped);
+    }
+    return ncclSuccess;
+
+failed:
+    lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
+    lamprey_warn("communicator %p, rank %d: the all-reduce can't be launched (%s)", (void *)comm->handle, comm->rank,
+                 lamprey_status_name(status));
+    return ncclUnhandledCudaError;
+}

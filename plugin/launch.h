@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One all-reduce of ours onto a stream. */
+#ifndef LAMPREY_PLUGIN_LAUNCH_H
+#define LAMPREY_PLUGIN_LAUNCH_H
+
+#include "plugin/comm.h"
+
+/* The arguments of ncclAllReduce. */
+struct lamprey_call {
+    const void *send;
+    void *recv;
+    size_t count;
+    ncclDataType_t type;
+    ncclRedOp_t op;
+    CUstream stream;
+};
+
+/* Launches a call that lamprey_decide has found to be ours on a served communicator. Doesn't wait for the GPU. A
+ * failure can't go to NCCL any more, since the peers may have launched: ncclUnhandledCudaError. */
+ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call, bool grouped);
+
+#endif

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One NCCL image that we are attached to: its originals, as they were before the redirection. A process may hold two
+ * NCCLs; a communicator only ever goes back to the one that made it. */
+#ifndef LAMPREY_PLUGIN_NCCL_H
+#define LAMPREY_PLUGIN_NCCL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "plugin/hook.h"
+#include "plugin/image.h"
+#include "plugin/nccl_functions.h"
+
+#define LAMPREY_MAX_IMAGES 4
+
+struct lamprey_nccl {
+    int index;
+    int version;   /* ncclGetVersion */
+    bool over_got; /* redirected over GOT slots without being asked to: serves nothing */
+    struct lamprey_image image;
+    struct lamprey_hooks *hooks;
+#define LAMPREY_MEMBER(name, parameters, arguments) ncclResult_t(*name) parameters;
+    LAMPREY_NCCL_INTERCEPTED(LAMPREY_MEMBER)
+    LAMPREY_NCCL_ORDERED(LAMPREY_MEMBER)
+#undef LAMPREY_MEMBER
+#define LAMPREY_MEMBER(name, parameters) ncclResult_t(*name) parameters;
+    LAMPREY_NCCL_CALLED(LAMPREY_MEMBER)
+#undef LAMPREY_MEMBER
+};
+
+/* Slot by slot; only attach.c writes, before the redirection becomes visible. */
+extern struct lamprey_nccl lamprey_nccls[LAMPREY_MAX_IMAGES];
+
+/* What replaces the functions of image index, in the order of the lists: intercepted, then ordered. */
+extern void *const lamprey_replacements[LAMPREY_MAX_IMAGES][64];
+
+/* Set in the child of a fork, where CUDA is gone: everything passes through. */
+extern atomic_bool lamprey_forked;
+
+#endif

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plugin/setup.h"
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "plugin/config.h"
+#include "plugin/exchange.h"
+#include "plugin/identity.h"
+#include "plugin/log.h"
+#include "plugin/mailbox.h"
+#include "plugin/published.h"
+
+#define MAILBOX_TIMEOUT_MS 10000 /* every rank is past the vote that comes before, so nobody is late by much */
+
+struct setup {
+    struct lamprey_comm *comm;
+    struct lamprey_exchange exchange;
+    struct lamprey_mailbox mailbox;
+    struct lamprey_record *records;
+    struct lamprey_workspace *workspace;
+    char reason[256];
+};
+
+__attribute__((format(printf, 2, 3))) static void refuse(struct lamprey_vote *vote, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(vote->reason, sizeof vote->reason, format, arguments);
+    va_end(arguments);
+    vote->refuses = 1;
+}
+
+static void fill_record(struct setup *setup, struct lamprey_record *record)
+{
+    struct lamprey_comm *comm = setup->comm;
+    const struct lamprey_config *config = lamprey_config_get();
+    char reason[sizeof record->reason] = "";
+    memset(record, 0, sizeof *record);
+    record->magic = LAMPREY_RECORD_MAGIC;
+    record->version = LAMPREY_RECORD_VERSION;
+    record->bytes = sizeof *record;
+    if (getrandom(&record->id, sizeof record->id, 0) != (ssize_t)sizeof record->id) {
+        snprintf(reason, sizeof reason, "no random numbers");
+    }
+    lamprey_identity_process(record->process);
+    record->rank = (uint32_t)comm->rank;
+    record->nranks = (uint32_t)comm->nranks;
+    record->capability = comm->device->capability;
+    record->max_bytes = config->max_bytes;
+    record->max_ctas = (uint32_t)config->max_ctas;
+    if (!reason[0]) {
+        lamprey_identity_stand_down(comm->nccl, reason, sizeof reason);
+    }
+    if (!reason[0]) {
+        lamprey_identity_gpu(comm->device, &record->domain, reason, sizeof reason);
+    }
+    if (!reason[0] && lamprey_device_load_kernels(comm->device, reason, sizeof reason) == LAMPREY_OK) {
+        record->resident_ctas = comm->device->resident_ctas;
+    }
+    if (!reason[0] && lamprey_mailbox_open(&setup->mailbox, comm->nranks) != LAMPREY_OK) {
+        snprintf(reason, sizeof reason, "no Unix socket can be opened");
+    }
+    if (setup->mailbox.listener >= 0) {
+        memcpy(record->mailbox, setup->mailbox.token, sizeof record->mailbox);
+    }
+    memcpy(record->reason, reason, sizeof record->reason);
+    record->refuses = reason[0] != '\0';
+}
+
+/* Own memory, cleared before the vote that lets peers push. */
+static void make_workspace(struct setup *setup, const struct lamprey_agreed *agreed, struct lamprey_vote *vote)
+{
+    struct lamprey_comm *comm = setup->comm;
+    enum lamprey_status status =
+        lamprey_workspace_create(comm->device, (uint32_t)comm->rank, (uint32_t)comm->nranks, agreed->lanes,
+                                 agreed->lane_capacity, setup->exchange.stream, &setup->workspace);
+    if (!status) {
+        status = lamprey_exchange_wait(&setup->exchange);
+    }
+    if (!status) {
+        status = lamprey_published_add(setup->records[comm->rank].id, &setup->workspace->own);
+    }
+    if (status) {
+        refuse(vote, "no staging memory (%s)", lamprey_status_name(status));
+    }
+}
+
+static bool same_process(const struct setup *setup, int rank)
+{
+    const struct lamprey_record *own = &setup->records[setup->comm->rank];
+    return memcmp(setup->records[rank].process, own->process, sizeof own->process) == 0;
+}
+
+static enum lamprey_status send_descriptors(struct setup *setup)
+{
+    const struct lamprey_comm *comm = setup->comm;
+    int descriptor = -1;
+    enum lamprey_status status = LAMPREY_OK;
+    for (int rank = 0; rank < comm->nranks && !status; rank++) {
+        if (same_process(setup, rank)) {
+            continue;
+        }
+        if (descriptor < 0) {
+            status = lamprey_memory_export(comm->device, &setup->workspace->own, &descriptor);
+        }
+        if (!status) {
+            status = lamprey_mailbox_send(setup->records[rank].mailbox, (uint32_t)comm->rank, descriptor);
+        }
+    }
+    if (descriptor >= 0) {
+        close(descriptor);
+    }
+    return status;
+}
+
+static enum lamprey_status map_local_peers(struct setup *setup)
+{
+    const struct lamprey_comm *comm = setup->comm;
+    enum lamprey_status status = LAMPREY_OK;
+    for (int rank = 0; rank < comm->nranks && !status; rank++) {
+        if (rank != comm->rank && same_process(setup, rank)) {
+            status = lamprey_published_map(setup->records[rank].id, comm->device, &setup->workspace->peers[rank]);
+        }
+    }
+    return status;
+}
+
+static enum lamprey_status map_remote_peers(struct setup *setup)
+{
+    const struct lamprey_comm *comm = setup->comm;
+    int expected = 0;
+    for (int rank = 0; rank < comm->nranks; rank++) {
+        expected += !same_process(setup, rank);
+    }
+    enum lamprey_status status = LAMPREY_OK;
+    for (int i = 0; i < expected && !status; i++) {
+        uint32_t rank = 0;
+        int descriptor = -1;
+        status = lamprey_mailbox_receive(&setup->mailbox, MAILBOX_TIMEOUT_MS, &comm->aborted, &rank, &descriptor);
+        if (status) {
+            return status;
+        }
+        if (rank >= (uint32_t)comm->nranks || same_process(setup, (int)rank) ||
+            setup->workspace->peers[rank].address) {
+            status = LAMPREY_ERROR_INVALID;
+        } else {
+            status = lamprey_memory_import(comm->device, descriptor, setup->workspace->own.bytes,
+                                           &setup->workspace->peers[rank]);
+        }
+        close(descriptor);
+    }
+    return status;
+}
+
+static void map_peers(struct setup *setup, struct lamprey_vote *vote)
+{
+    enum lamprey_status status = send_descriptors(setup);
+    if (status) {
+        refuse(vote, "its staging memory can't be passed on (%s)", lamprey_status_name(status));
+    }
+    /* Also after a failure: peers that could send must not be left with a full mailbox. */
+    status = map_local_peers(setup);
+    if (!status) {
+        status = map_remote_peers(setup);
+    }
+    if (status && !vote->refuses) {
+        refuse(vote, "a peer's staging memory can't be mapped (%s)", lamprey_status_name(status));
+    }
+}
+
+/* False with setup->reason: some rank refuses. */
+static enum lamprey_status take_vote(struct setup *setup, struct lamprey_vote *vote, bool *passed)
+{
+    struct lamprey_vote votes[LAMPREY_MAX_RANKS];
+    *passed = false;
+    vote->magic = LAMPREY_RECORD_MAGIC;
+    if (setup->exchange.nonblocking && !vote->refuses) {
+        refuse(vote, "the communicator is non-blocking");
+    }
+    enum lamprey_status status = lamprey_exchange_gather(&setup->exchange, vote, sizeof *vote, votes);
+    if (!status) {
+        *passed = lamprey_votes_pass(votes, setup->comm->nranks, setup->reason, sizeof setup->reason);
+    }
+    return status;
+}
+
+/* The whole way from records to the last vote. agreed->served tells the outcome, setup->reason why not. */
+static enum lamprey_status negotiate(struct setup *setup, struct lamprey_agreed *agreed)
+{
+    struct lamprey_comm *comm = setup->comm;
+    struct lamprey_record own;
+    struct lamprey_vote vote = {0};
+    bool passed = false;
+    fill_record(setup, &own);
+    enum lamprey_status status = lamprey_exchange_gather(&setup->exchange, &own, sizeof own, setup->records);
+    if (status) {
+        return status;
+    }
+    *agreed = lamprey_agree(setup->records, comm->nranks, setup->reason, sizeof setup->reason);
+    if (!agreed->served) {
+        return LAMPREY_OK;
+    }
+    agreed->served = false;
+    make_workspace(setup, agreed, &vote);
+    status = take_vote(setup, &vote, &passed);
+    if (status || !passed) {
+        return status;
+    }
+    memset(&vote, 0, sizeof vote);
+    map_peers(setup, &vote);
+    status = take_vote(setup, &vote, &passed);
+    agreed->served = !status && passed;
+    return status;
+}
+
+static void report(const struct lamprey_comm *comm, enum lamprey_status status, const char *reason)
+{
+    static const char *const pdl_names[] = {"off", "wait", "signal"};
+    if (atomic_load(&comm->state) == LAMPREY_COMM_SERVED) {
+        lamprey_info("communicator %p, rank %d of %d: all-reduces of fp16, bf16 and fp32 sums up to %llu bytes are "
+                     "served (one-shot, %u lanes, %llu KiB staging memory, PDL %s)",
+                     (void *)comm->handle, comm->rank, comm->nranks, (unsigned long long)comm->agreed.max_bytes,
+                     comm->agreed.lanes, (unsigned long long)(atomic_load(&comm->workspace)->own.bytes >> 10),
+                     pdl_names[lamprey_config_get()->pdl]);
+    } else {
+        lamprey_info("communicator %p, rank %d of %d is left to NCCL: %s", (void *)comm->handle, comm->rank,
+                     comm->nranks, status ? lamprey_status_name(status) : reason);
+    }
+}
+
+static enum lamprey_status run(struct setup *setup)
+{
+    struct lamprey_comm *comm = setup->comm;
+    struct lamprey_agreed agreed = {0};
+    setup->mailbox.listener = -1;
+    lamprey_workspace_reap();
+    setup->records = calloc((size_t)comm->nranks, sizeof *setup->records);
+    enum lamprey_status status = setup->records ? lamprey_exchange_open(comm, &setup->exchange) : LAMPREY_ERROR_MEMORY;
+    if (!status) {
+        status = negotiate(setup, &agreed);
+        lamprey_published_remove(setup->records[comm->rank].id);
+    }
+    lamprey_mailbox_close(&setup->mailbox);
+    if (setup->exchange.comm) {
+        lamprey_exchange_close(&setup->exchange);
+    }
+    free(setup->records);
+    if (agreed.served) {
+        comm->agreed = agreed;
+        atomic_store(&comm->workspace, setup->workspace);
+        if (atomic_load(&comm->aborted)) {
+            lamprey_workspace_abort(setup->workspace);
+        }
+    } else {
+        lamprey_workspace_release(setup->workspace);
+    }
+    enum lamprey_comm_state fresh = LAMPREY_COMM_NEW; /* unless closed meanwhile */
+    atomic_compare_exchange_strong(&comm->state, &fresh, agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED);
+    lamprey_count(&comm->counters,
+                  agreed.served ? LAMPREY_COUNT_communicators_served : LAMPREY_COUNT_communicators_refused);
+    report(comm, status, setup->reason);
+    return status;
+}
+
+enum lamprey_status lamprey_setup(struct lamprey_comm *comm)
+{
+    struct setup setup = {.comm = comm};
+    bool pushed = false;
+    if (!comm->device) {
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    enum lamprey_status status = lamprey_device_enter(comm->device, &pushed);
+    if (status) {
+        return status;
+    }
+    const struct lamprey_driver *driver = comm->device->driver;
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    driver->ThreadExchangeStreamCaptureMode(&mode);
+    status = run(&setup);
+    driver->ThreadExchangeStreamCaptureMode(&mode);
+    lamprey_device_leave(comm->device, pushed);
+    return status;
+}
+
+static void *run_in_thread(void *context)
+{
+    lamprey_setup(context);
+    return NULL;
+}
+
+void lamprey_setup_all(struct lamprey_comm *const *comms, size_t count)
+{
+    pthread_t *threads = calloc(count, sizeof *threads);
+    bool *started = calloc(count, sizeof *started);
+    for (size_t i = 1; threads && started && i < count; i++) {
+        started[i] = pthread_create(&threads[i], NULL, run_in_thread, comms[i]) == 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!started || !started[i]) {
+            lamprey_setup(comms[i]);
+        }
+    }
+    for (size_t i = 1; threads && started && i < count; i++) {
+        if (started[i]) {
+            pthread_join(threads[i], NULL);
+        }
+    }
+    free(threads);
+    free(started);
+}

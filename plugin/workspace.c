@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plugin/workspace.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ABORT_WORDS 64 /* words a page holds, a cache line apart */
+#define WORD_STRIDE 16 /* in words */
+
+/* Pages of abort words, never freed: freeing pinned memory waits for the whole GPU. */
+struct abort_page {
+    struct abort_page *next;
+    uint32_t *words;
+    uint64_t used; /* bit per word */
+};
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct abort_page *pages;
+static struct lamprey_workspace *dead;
+
+static enum lamprey_status take_abort_word(const struct lamprey_driver *driver, atomic_uint **word)
+{
+    enum lamprey_status status = LAMPREY_OK;
+    pthread_mutex_lock(&mutex);
+    struct abort_page *page = pages;
+    while (page && page->used == UINT64_MAX) {
+        page = page->next;
+    }
+    if (!page) {
+        page = calloc(1, sizeof *page);
+        status = page ? lamprey_driver_check(
+                            driver->MemHostAlloc((void **)&page->words, ABORT_WORDS * WORD_STRIDE * sizeof(uint32_t),
+                                                 CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+                            "cuMemHostAlloc")
+                      : LAMPREY_ERROR_MEMORY;
+        if (status) {
+            free(page);
+            page = NULL;
+        } else {
+            page->next = pages;
+            pages = page;
+        }
+    }
+    if (page) {
+        int index = __builtin_ctzll(~page->used);
+        page->used |= 1ull << index;
+        *word = (atomic_uint *)(page->words + index * WORD_STRIDE);
+        atomic_store(*word, 0);
+    }
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+static void return_abort_word(atomic_uint *word)
+{
+    pthread_mutex_lock(&mutex);
+    for (struct abort_page *page = pages; page; page = page->next) {
+        ptrdiff_t offset = (uint32_t *)word - page->words;
+        if (offset >= 0 && offset < ABORT_WORDS * WORD_STRIDE) {
+            page->used &= ~(1ull << (offset / WORD_STRIDE));
+        }
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+static void destroy(struct lamprey_workspace *workspace)
+{
+    const struct lamprey_device *device = workspace->device;
+    for (uint32_t rank = 0; rank < LAMPREY_MAX_RANKS; rank++) {
+        lamprey_memory_destroy(device, &workspace->peers[rank]);
+    }
+    lamprey_memory_destroy(device, &workspace->own);
+    if (workspace->serial) {
+        device->driver->EventDestroy(workspace->serial);
+    }
+    if (workspace->abort) {
+        return_abort_word(workspace->abort);
+    }
+    free(workspace);
+}
+
+size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t lane_capacity)
+{
+    return lamprey_staging_bytes(nranks, lanes, lane_capacity) + lanes * sizeof(struct lamprey_lane);
+}
+
+static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream stream)
+{
+    const struct lamprey_driver *driver = workspace->device->driver;
+    const size_t staging =
+        lamprey_staging_bytes(workspace->nranks, workspace->lanes, workspace->lane_capacity);
+    const size_t bytes = lamprey_workspace_bytes(workspace->nranks, workspace->lanes, workspace->lane_capacity);
+    enum lamprey_status status = take_abort_word(driver, &workspace->abort);
+    if (!status) {
+        status = lamprey_driver_check(driver->MemHostGetDevicePointer(&workspace->device_abort, workspace->abort, 0),
+                                      "cuMemHostGetDevicePointer");
+    }
+    if (!status) {
+        status = lamprey_driver_check(driver->EventCreate(&workspace->serial, CU_EVENT_DISABLE_TIMING),
+                                      "cuEventCreate");
+    }
+    if (!status) {
+        status = lamprey_memory_create(workspace->device, bytes, true, &workspace->own);
+    }
+    if (!status) {
+        workspace->lane_states = workspace->own.address + staging;
+        status = lamprey_driver_check(driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream),
+                                      "cuMemsetD8Async");
+    }
+    if (!status) {
+        status = lamprey_driver_check(
+            driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream), "cuMemsetD8Async");
+    }
+    return status;
+}
+
+enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank, uint32_t nranks,
+                                             uint32_t lanes, uint32_t lane_capacity, CUstream stream,
+                                             struct lamprey_workspace **workspace)
+{
+    struct lamprey_workspace *made = calloc(1, sizeof *made);
+    if (!made) {
+        return LAMPREY_ERROR_MEMORY;
+    }
+    atomic_init(&made->references, 1);
+    made->device = device;
+    made->rank = rank;
+    made->nranks = nranks;
+    made->lanes = lanes;
+    made->lane_capacity = lane_capacity;
+    enum lamprey_status status = fill(made, stream);
+    if (status) {
+        destroy(made);
+        return status;
+    }
+    *workspace = made;
+    return LAMPREY_OK;
+}
+
+void lamprey_workspace_release(struct lamprey_workspace *workspace)
+{
+    if (workspace && atomic_fetch_sub(&workspace->references, 1) == 1) {
+        destroy(workspace);
+    }
+}
+
+static void CUDA_CB release_from_graph(void *context)
+{
+    struct lamprey_workspace *workspace = context;
+    if (atomic_fetch_sub(&workspace->references, 1) == 1) {
+        pthread_mutex_lock(&mutex);
+        workspace->next_dead = dead;
+        dead = workspace;
+        pthread_mutex_unlock(&mutex);
+    }
+}
+
+enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *workspace, CUgraph graph)
+{
+    const struct lamprey_driver *driver = workspace->device->driver;
+    CUuserObject object = NULL;
+    atomic_fetch_add(&workspace->references, 1);
+    enum lamprey_status status =
+        lamprey_driver_check(driver->UserObjectCreate(&object, workspace, release_from_graph, 1,
+                                                      CU_USER_OBJECT_NO_DESTRUCTOR_SYNC),
+                             "cuUserObjectCreate");
+    if (status) {
+        atomic_fetch_sub(&workspace->references, 1);
+        return status;
+    }
+    status = lamprey_driver_check(driver->GraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE),
+                                  "cuGraphRetainUserObject");
+    if (status) {
+        driver->UserObjectRelease(object, 1); /* runs the destructor */
+    }
+    return status;
+}
+
+void lamprey_workspace_reap(void)
+{
+    pthread_mutex_lock(&mutex);
+    struct lamprey_workspace *list = dead;
+    dead = NULL;
+    pthread_mutex_unlock(&mutex);
+    while (list) {
+        struct lamprey_workspace *next = list->next_dead;
+        destroy(list);
+        list = next;
+    }
+}
+
+void lamprey_workspace_abort(struct lamprey_workspace *workspace)
+{
+    atomic_store(workspace->abort, 1);
+}
