@@ -11,7 +11,9 @@
 #include "tests/programs/program.h"
 #include "tests/programs/reference.h"
 
+/* Calls whose results are checked together, and the memory that they may take. */
 #define CHECK_SLOTS 8
+#define CHECK_BYTES ((size_t)4 << 20)
 
 struct settings {
     size_t min_bytes;
@@ -30,12 +32,18 @@ struct state {
     CUstream stream;
     CUevent start;
     CUevent stop;
-    CUdeviceptr send; /* CHECK_SLOTS pieces of max_bytes */
+    CUdeviceptr send; /* pieces of one size, one behind the other */
     CUdeviceptr recv;
     unsigned char *host;
     int64_t checked;
     int64_t wrong;
 };
+
+static int slot_count(size_t bytes)
+{
+    size_t fit = CHECK_BYTES / bytes;
+    return fit < 1 ? 1 : fit > CHECK_SLOTS ? CHECK_SLOTS : (int)fit;
+}
 
 static CUdeviceptr slot(CUdeviceptr base, size_t bytes, int index) {
     return base + bytes * (size_t)index;
@@ -54,7 +62,7 @@ static void in_place(struct state *state, int index, size_t bytes) {
 }
 
 static void upload(struct state *state, size_t bytes, uint64_t seed) {
-    size_t total = bytes * CHECK_SLOTS;
+    size_t total = bytes * (size_t)slot_count(bytes);
     reference_fill(state->host, 0, total / 2, ncclBfloat16, ncclSum, seed, state->self->rank,
                    state->self->nranks);
     CU(cuMemcpyHtoDAsync(state->send, state->host, total, state->stream));
@@ -159,24 +167,24 @@ static double time_graph(struct state *state, size_t bytes) {
 static void run_eager(struct state *state, size_t bytes) {
     uint64_t seed = state->settings->seed + bytes;
     upload(state, bytes, seed);
-    for (int i = 0; i < CHECK_SLOTS; i++) {
+    for (int i = 0; i < slot_count(bytes); i++) {
         all_reduce(state, i, bytes);
     }
-    check(state, state->recv, bytes, CHECK_SLOTS, seed, "eager");
-    for (int i = 0; i < CHECK_SLOTS; i++) {
+    check(state, state->recv, bytes, slot_count(bytes), seed, "eager");
+    for (int i = 0; i < slot_count(bytes); i++) {
         in_place(state, i, bytes);
     }
-    check(state, state->send, bytes, CHECK_SLOTS, seed, "eager, in place");
+    check(state, state->send, bytes, slot_count(bytes), seed, "eager, in place");
     report(state, bytes, "eager", state->settings->no_times ? 0 : time_eager(state, bytes));
 }
 
 static void run_graph(struct state *state, size_t bytes) {
-    CUgraphExec instance = capture(state, bytes, CHECK_SLOTS, CHECK_SLOTS);
+    CUgraphExec instance = capture(state, bytes, slot_count(bytes), slot_count(bytes));
     for (uint64_t replay = 0; replay < 3; replay++) {
         uint64_t seed = state->settings->seed + bytes + 1 + replay;
         upload(state, bytes, seed);
         CU(cuGraphLaunch(instance, state->stream));
-        check(state, state->recv, bytes, CHECK_SLOTS, seed, "graph");
+        check(state, state->recv, bytes, slot_count(bytes), seed, "graph");
     }
     CU(cuGraphExecDestroy(instance));
     report(state, bytes, "graph", state->settings->no_times ? 0 : time_graph(state, bytes));
@@ -185,7 +193,7 @@ static void run_graph(struct state *state, size_t bytes) {
 static int body(struct program_rank *self) {
     const struct settings *settings = self->argument;
     struct state state = {.self = self, .settings = settings};
-    size_t total = settings->max_bytes * CHECK_SLOTS;
+    size_t total = settings->max_bytes > CHECK_BYTES ? settings->max_bytes : CHECK_BYTES;
     program_use_device(self->rank);
     ncclUniqueId id;
     if (self->rank == 0) {
