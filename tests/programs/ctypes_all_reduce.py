@@ -12,8 +12,12 @@ import glob
 import os
 import sys
 
-import torch
-import torch.multiprocessing as mp
+try:
+    import torch
+    import torch.multiprocessing as mp
+except ImportError as error:
+    print(f"skipped: {error}", file=sys.stderr)
+    sys.exit(77)
 
 BFLOAT16, SUM = 9, 0
 CHECK_BYTES = [256, 8192, 65536, 524288]

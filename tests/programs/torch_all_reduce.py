@@ -14,9 +14,13 @@ import socket
 import statistics
 import sys
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+try:
+    import torch
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+except ImportError as error:
+    print(f"skipped: {error}", file=sys.stderr)
+    sys.exit(77)
 
 CHECK_BYTES = [2, 6, 256, 1000, 8192, 65536, 262144, 524288, 4 << 20]
 TIME_BYTES = [256, 8192, 65536, 262144, 524288]
