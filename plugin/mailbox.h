@@ -4,8 +4,14 @@
 #ifndef LAMPREY_PLUGIN_MAILBOX_H
 #define LAMPREY_PLUGIN_MAILBOX_H
 
-#include <stdatomic.h>
 #include <stdint.h>
+
+#ifdef __cplusplus
+#include <atomic>
+using std::atomic_bool;
+#else
+#include <stdatomic.h>
+#endif
 
 #include "plugin/status.h"
 
