@@ -6,6 +6,7 @@
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -26,21 +27,37 @@ static inline const char *lamprey_pci_text(uint64_t id, char text[LAMPREY_PCI_TE
     return text;
 }
 
+/* Hexadecimal digits, at most digits of them, and the separator behind them unless it is 0. */
+static inline bool lamprey_pci_part(const char **text, int digits, char separator,
+                                    uint32_t *value) {
+    const char *start = *text;
+    *value = 0;
+    for (; *text - start < digits && isxdigit((unsigned char)**text); (*text)++) {
+        char c = **text;
+        uint32_t digit = (uint32_t)(c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+        *value = *value << 4 | digit;
+    }
+    if (*text == start || (separator != '\0' && **text != separator)) {
+        return false;
+    }
+    *text += separator != '\0';
+    return true;
+}
+
 /* Reads "domain:bus:device.function" in hexadecimal. end, where not NULL, gets the first character
  * behind it; where NULL, nothing may follow. */
 static inline bool lamprey_pci_parse(const char *text, uint64_t *id, const char **end) {
-    unsigned domain = 0;
-    unsigned bus = 0;
-    unsigned device = 0;
-    unsigned function = 0;
-    int length = 0;
-    if (!isxdigit((unsigned char)text[0]) ||
-        sscanf(text, "%8x:%2x:%2x.%1x%n", &domain, &bus, &device, &function, &length) != 4 ||
-        device > 0x1f || function > 7 || (end == NULL && text[length] != '\0')) {
+    uint32_t domain = 0;
+    uint32_t bus = 0;
+    uint32_t device = 0;
+    uint32_t function = 0;
+    if (!lamprey_pci_part(&text, 8, ':', &domain) || !lamprey_pci_part(&text, 2, ':', &bus) ||
+        !lamprey_pci_part(&text, 2, '.', &device) || !lamprey_pci_part(&text, 1, '\0', &function) ||
+        device > 0x1f || function > 7 || (end == NULL && *text != '\0')) {
         return false;
     }
     if (end != NULL) {
-        *end = text + length;
+        *end = text;
     }
     *id = lamprey_pci_id(domain, bus, device, function);
     return true;
