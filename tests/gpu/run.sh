@@ -89,7 +89,7 @@ if [ "$list" = 0 ]; then
     done
     {
         say "date: $(date -u +%FT%TZ)"
-        say "nccl: $nccl"
+        say "nccl: $(basename "$(readlink -f "$nccl")")"
         cat "$here/bundle.txt"
         nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv,noheader 2>&1
         nvidia-smi topo -m 2>&1

@@ -31,7 +31,7 @@ done
 environment=("LAMPREY_EMULATOR_GPUS=$gpus" "LAMPREY_TOPOLOGY=$root/tests/fixtures/emulator-8.xml" LAMPREY_STATS=1
     "LD_LIBRARY_PATH=$scratch/lib:$emulator")
 [ "$expectation" = plain ] || environment+=(NCCL_PLUGIN=lamprey)
-while [[ ${1:-} == *=* && ${1:-} != */*=* || ${1:-} == *=/* ]]; do
+while [[ ${1:-} == [A-Z]*=* ]]; do
     environment+=("${1//@LIB@/$scratch/lib}")
     shift
 done

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs the bundle's runner over stand-in programs: what passes, fails, is skipped, hangs or leaves processes behind.
+set -euo pipefail
+
+scratch=$(mktemp -d "${TEST_TMPDIR:-/tmp}/run.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+
+fail() {
+    printf 'FAILED: %s\n' "$*" >&2
+    cat "$scratch/out" >&2
+    exit 1
+}
+
+bundle=$scratch/bundle
+mkdir -p "$bundle"/{lib,programs,tests,tree}
+cp tests/gpu/run.sh "$bundle/run"
+echo 'lamprey: stand-in' >"$bundle/bundle.txt"
+touch "$bundle/lib/liblamprey.so" "$scratch/libnccl.so.2"
+export NCCL_LIBRARY=$scratch/libnccl.so.2 LAMPREY_RESULTS=$scratch/results
+
+# program NAME: from standard input
+program() {
+    { echo '#!/bin/bash'; cat; } >"$bundle/programs/$1"
+    chmod +x "$bundle/programs/$1"
+}
+
+program all_reduce_demo <<'END'
+time=6.00
+if [ -n "${NCCL_PLUGIN:-}" ]; then
+    time=2.00
+    echo "lamprey stats: pid=1 served=5 fallback_size=1" >&2
+    echo "lamprey stats: pid=2 served=5 fallback_size=1" >&2
+fi
+printf 'result\t256\tgraph\t100\t0\t%s\n' "$time"
+END
+program threads <<'END'
+echo "skipped: no such thing here"
+exit 77
+END
+# One of two processes was not served.
+program group <<'END'
+echo "lamprey stats: pid=1 served=5"
+echo "lamprey stats: pid=2 served=0"
+END
+program sweep <<'END'
+echo "lamprey stats: pid=1 served=5"
+exit 1
+END
+# Loaded, although nobody asked for it.
+program dlsym_first <<'END'
+echo "lamprey stats: pid=1 served=5"
+END
+program graph_mix <<'END'
+echo "lamprey stats: pid=1 served=5"
+sleep 987654 &
+echo $! >"$LAMPREY_RESULTS/left_behind"
+END
+cat >"$bundle/tests/some_gpu_test" <<'END'
+#!/bin/bash
+echo "[  PASSED  ] 7 tests."
+echo "[  SKIPPED ] 2 tests, listed below:"
+END
+chmod +x "$bundle/tests/some_gpu_test"
+
+status=0
+"$bundle/run" --only some_gpu_test --only 'demo_nccl' --only demo_lamprey --only threads --only group --only sweep \
+    --only not_asked --only door_env --only disabled --only graph_mix >"$scratch/out" 2>&1 || status=$?
+[ "$status" = 1 ] || fail "status $status with failed tests"
+
+expect() {
+    grep -qE "$1" "$scratch/results/summary.tsv" || fail "no line like: $1"
+}
+expect $'^some_gpu_test\tpass\t7\t0\t2\t'
+expect $'^demo_lamprey\tpass\t1\t0\t0\t'
+expect $'^demo_nccl\tpass\t1\t0\t0\t'
+expect $'^threads\tskip\t0\t0\t1\t'
+expect $'^group\tFAIL\t0\t1\t0\t.*expected every process served'
+expect $'^sweep\tFAIL\t0\t1\t0\t.*status 1'
+expect $'^not_asked\tFAIL\t0\t1\t0\t.*not asked for'
+expect $'^door_env\tpass\t'
+expect $'^disabled\tFAIL\t.*stand aside'
+expect $'^graph_mix\tpass\t'
+[ "$(tail -n 1 "$scratch/out")" = "11 passed, 4 failed, 3 skipped" ] || fail "the counts are wrong"
+grep -qE 'C program +graph +256 +6.00 +2.00 +3.00x' "$scratch/out" || fail "the table of figures is wrong"
+left=$(cat "$scratch/results/left_behind")
+[ ! -e "/proc/$left" ] || grep -q 'State:.Z' "/proc/$left/status" || fail "a process was left behind"
+
+# What does not fit the time is skipped, and that alone is no success.
+status=0
+LAMPREY_RUN_BUDGET=0 "$bundle/run" --only threads >"$scratch/out" 2>&1 || status=$?
+[ "$status" = 1 ] || fail "nothing ran, and yet status $status"
+[ "$(tail -n 1 "$scratch/out")" = "0 passed, 0 failed, 1 skipped" ] || fail "the counts are wrong without time"
+
+"$bundle/run" --list >"$scratch/out"
+grep -qx sweep "$scratch/out" || fail "--list lacks a test"
