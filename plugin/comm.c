@@ -59,11 +59,14 @@ static struct lamprey_comm *describe(struct lamprey_nccl *nccl, ncclComm_t handl
         free(comm);
         return NULL;
     }
-    if (lamprey_device_get(ordinal, &comm->device) != LAMPREY_OK) {
-        comm->device = NULL;
-    }
     if (comm->nranks < 2) {
         atomic_store(&comm->state, LAMPREY_COMM_REFUSED);
+    } else if (lamprey_device_get(ordinal, &comm->device) != LAMPREY_OK) {
+        /* Without a driver there is no way into the exchange; but then NCCL has none either. */
+        comm->device = NULL;
+        atomic_store(&comm->state, LAMPREY_COMM_REFUSED);
+        lamprey_warn("communicator %p is left to NCCL: GPU %d can't be opened (%s)", (void *)handle, ordinal,
+                     lamprey_driver_missing());
     }
     return comm;
 }

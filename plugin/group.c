@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plugin/group.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -213,6 +214,19 @@ static size_t partition(struct held *held, size_t count, struct held *scratch)
     return ours;
 }
 
+/* Non-blocking communicators enqueue in the background; no call may follow before that is done. */
+static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct group *group)
+{
+    for (size_t i = 0; i < group->held_count; i++) {
+        struct lamprey_comm *comm = group->held[i].comm;
+        ncclResult_t state = ncclInProgress;
+        while (!atomic_load(&comm->aborted) && nccl->CommGetAsyncError &&
+               nccl->CommGetAsyncError(comm->handle, &state) == ncclSuccess && state == ncclInProgress) {
+            sched_yield();
+        }
+    }
+}
+
 static ncclResult_t release_held(struct lamprey_nccl *nccl, struct group *group)
 {
     struct held *scratch = malloc(group->held_count * sizeof *scratch);
@@ -245,11 +259,15 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
     memset(current, 0, sizeof *current);
     order_before(&group);
     ncclResult_t result = nccl->GroupEnd();
-    if (result == ncclSuccess) {
+    if (result == ncclInProgress && group.held_count > 0) {
+        wait_while_in_progress(nccl, &group);
+        result = ncclSuccess;
+    }
+    if (result == ncclSuccess || result == ncclInProgress) {
         order_after(&group);
-        if (group.held_count > 0) {
-            result = release_held(nccl, &group);
-        }
+    }
+    if (result == ncclSuccess && group.held_count > 0) {
+        result = release_held(nccl, &group);
     }
     free_group(&group);
     return result;

@@ -63,7 +63,7 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         lamprey_count(&comm->counters, counter_of(kind));
         return pass_on(nccl, comm, call);
     }
-    if (atomic_load(&comm->state) == LAMPREY_COMM_NEW && comm->device) {
+    if (atomic_load(&comm->state) == LAMPREY_COMM_NEW) {
         if (lamprey_group_open(nccl)) {
             return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
         }
@@ -132,17 +132,16 @@ static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 
 /* ---- life-cycle ---- */
 
-/* A fresh communicator may have the address of one that went away unseen. */
-static void forget_namesake(ncclComm_t handle)
-{
-    lamprey_comm_retire(lamprey_comm_take(handle));
-}
-
+/* A fresh communicator may have the address of one that went away unseen. Inside a group the handle isn't written yet:
+ * what stands there may be a living communicator's. */
 static ncclResult_t made(struct lamprey_nccl *nccl, ncclResult_t result, const ncclComm_t *comm)
 {
+    if (passive()) {
+        return result;
+    }
     lamprey_hooks_refresh(nccl->hooks);
-    if (result == ncclSuccess && comm && *comm) {
-        forget_namesake(*comm);
+    if (result == ncclSuccess && comm && *comm && !lamprey_group_open(nccl)) {
+        lamprey_comm_retire(lamprey_comm_take(*comm));
     }
     return result;
 }

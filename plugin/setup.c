@@ -272,9 +272,6 @@ enum lamprey_status lamprey_setup(struct lamprey_comm *comm)
 {
     struct setup setup = {.comm = comm};
     bool pushed = false;
-    if (!comm->device) {
-        return LAMPREY_ERROR_UNSUPPORTED;
-    }
     enum lamprey_status status = lamprey_device_enter(comm->device, &pushed);
     if (status) {
         return status;
