@@ -15,9 +15,9 @@ enum {
 };
 
 /* The first six start GPU drivers and their run-times in the user's process, x86 moves the calling
- * thread over all processors. What is left reads sysfs. */
+ * thread over all processors, pci takes libpciaccess, which leaks. What is left reads sysfs. */
 static const char *const unwanted_components[] = {
-    "opencl", "cuda", "nvml", "gl", "rsmi", "levelzero", "x86",
+    "opencl", "cuda", "nvml", "gl", "rsmi", "levelzero", "x86", "pci",
 };
 
 static int configure(hwloc_topology_t tree, const char *xml_path,
