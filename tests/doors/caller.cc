@@ -134,6 +134,16 @@ void loaded(char **arguments) {
     print_library();
 }
 
+// opened NCCL OBJECT: opened and closed, as NCCL does with a file that has no table in it.
+void opened(char **arguments) {
+    void *nccl = open_library(arguments[0], 0);
+    print_redirected("before", nccl);
+    dlclose(open_library(arguments[1], 0));
+    print_redirected("redirected", nccl);
+    print_null_communicator(nccl);
+    print_library();
+}
+
 // unique-id NCCL: the first call of many programs, and all that works without a GPU.
 void unique_id(char **arguments) {
     void *nccl = open_library(arguments[0], 0);
@@ -223,6 +233,7 @@ const struct {
     void (*run)(char **arguments);
 } kCommands[] = {
     {"loaded", 1, loaded},
+    {"opened", 2, opened},
     {"unique-id", 1, unique_id},
     {"door", 4, door},
     {"user", 2, user},

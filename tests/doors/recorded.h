@@ -14,7 +14,7 @@ template <typename... Arguments> std::string bytes_of(const Arguments &...argume
 }
 
 // Pointers lead into zeroed memory of their own, since the library may look behind some of them;
-// everything else is filled with a pattern that no other parameter has.
+// everything else gets a value that its neighbours don't have.
 template <typename T> T made_up(int position) {
     static char memory[16][4096];
     T value;
@@ -22,6 +22,8 @@ template <typename T> T made_up(int position) {
         value = reinterpret_cast<T>(memory[position % 16]);
     } else if constexpr (std::is_enum_v<T>) {
         value = static_cast<T>(position % 4);
+    } else if constexpr (std::is_same_v<T, int>) {
+        value = 17 * (position % 7 + 1);
     } else {
         std::memset(&value, 0x11 * (position % 7 + 1), sizeof(value));
     }
