@@ -21,14 +21,14 @@ struct lamprey_host_kernel {
 
 namespace {
 
-template <typename T, int RANKS>
-void run_one_shot(const void *params)
+template <typename T, int RANKS> void run_one_shot(const void *params)
 {
     lamprey::one_shot<T, RANKS>(*static_cast<const lamprey_all_reduce_params *>(params)).run();
 }
 
 const lamprey_host_kernel kernels[] = {
-#define LAMPREY_ROW(name, type, ranks) {#name, sizeof(lamprey_all_reduce_params), run_one_shot<type, ranks>},
+#define LAMPREY_ROW(name, type, ranks)                                                             \
+    {#name, sizeof(lamprey_all_reduce_params), run_one_shot<type, ranks>},
     LAMPREY_ONE_SHOT_KERNELS(LAMPREY_ROW)
 #undef LAMPREY_ROW
 };
@@ -54,9 +54,13 @@ const lamprey_host_kernel *lamprey_host_kernel_find(const char *name)
     return nullptr;
 }
 
-size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel) { return kernel->param_size; }
+size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel)
+{
+    return kernel->param_size;
+}
 
-void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, unsigned grid, unsigned block, void *const *params)
+void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, unsigned grid, unsigned block,
+                             void *const *params)
 {
     if (block <= 1) {
         run_thread(kernel, grid, 0, 1, nullptr, params[0]);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The kernels compiled for the host, for the emulator: the same sources over kernels/primitives_host.h. */
+/* The kernels compiled for the host, for the emulator: the same sources over
+ * kernels/primitives_host.h. */
 #ifndef LAMPREY_KERNELS_HOST_H
 #define LAMPREY_KERNELS_HOST_H
 
@@ -17,11 +18,11 @@ const struct lamprey_host_kernel *lamprey_host_kernel_find(const char *name);
 /* Bytes of its one parameter, a POD struct. */
 size_t lamprey_host_kernel_param_size(const struct lamprey_host_kernel *kernel);
 
-/* Runs a whole grid on the calling thread and returns when it is done: CTAs one after the other, in order, each with
- * block threads (1: the calling thread itself; more: that many threads at once, with real barriers).
- * params: as cuLaunchKernelEx takes them. Waits inside yield the processor. */
-void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel, unsigned grid, unsigned block,
-                             void *const *params);
+/* Runs a whole grid on the calling thread and returns when it is done: CTAs one after the other, in
+ * order, each with block threads (1: the calling thread itself; more: that many threads at once,
+ * with real barriers). params: as cuLaunchKernelEx takes them. Waits inside yield the processor. */
+void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel, unsigned grid,
+                             unsigned block, void *const *params);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One-shot all-reduce: every rank pushes its data to all peers, then sums what it received in rank order.
- * The protocol is in protocol.h; a round is one kernel, so the kernel boundary orders a round's clears before the next
- * round's pushes. */
+/* One-shot all-reduce: every rank pushes its data to all peers, then sums what it received in rank
+ * order. The protocol is in protocol.h; a round is one kernel, so the kernel boundary orders a
+ * round's clears before the next round's pushes. */
 #ifndef LAMPREY_KERNELS_ONE_SHOT_CUH
 #define LAMPREY_KERNELS_ONE_SHOT_CUH
 
@@ -10,16 +10,18 @@
 
 namespace lamprey {
 
-/* An abort word in host memory costs a PCIe round trip, so a waiting thread looks every 256 polls (about 0.1 ms). */
+/* An abort word in host memory costs a PCIe round trip, so a waiting thread looks every 256 polls
+ * (about 0.1 ms). */
 constexpr unsigned polls_per_abort_check = 256;
 
 LAMPREY_DEVICE bool arrived(const vector &v)
 {
-    return v.word[0] != LAMPREY_SENTINEL && v.word[1] != LAMPREY_SENTINEL && v.word[2] != LAMPREY_SENTINEL &&
-           v.word[3] != LAMPREY_SENTINEL;
+    return v.word[0] != LAMPREY_SENTINEL && v.word[1] != LAMPREY_SENTINEL &&
+           v.word[2] != LAMPREY_SENTINEL && v.word[3] != LAMPREY_SENTINEL;
 }
 
-/* The sentinel itself becomes 0x7fffffff, which is a NaN in every type too: for 16-bit types a pair of them. */
+/* The sentinel itself becomes 0x7fffffff, which is a NaN in every type too: for 16-bit types a pair
+ * of them. */
 LAMPREY_DEVICE vector without_sentinel(vector v)
 {
     for (int i = 0; i < 4; i++) {
@@ -28,7 +30,8 @@ LAMPREY_DEVICE vector without_sentinel(vector v)
     return v;
 }
 
-/* Vector index of a message; elements beyond its end are zero. wide: the pointer is 16-byte aligned. */
+/* Vector index of a message; elements beyond its end are zero. wide: the pointer is 16-byte
+ * aligned. */
 template <typename T>
 LAMPREY_DEVICE vector load_input(const void *message, uint64_t index, uint64_t count, bool wide)
 {
@@ -49,7 +52,8 @@ LAMPREY_DEVICE vector load_input(const void *message, uint64_t index, uint64_t c
 }
 
 template <typename T>
-LAMPREY_DEVICE void store_output(void *message, uint64_t index, uint64_t count, bool wide, const vector &v)
+LAMPREY_DEVICE void store_output(void *message, uint64_t index, uint64_t count, bool wide,
+                                 const vector &v)
 {
     using storage = typename T::storage;
     constexpr int per_vector = LAMPREY_VECTOR_BYTES / sizeof(storage);
@@ -66,8 +70,7 @@ LAMPREY_DEVICE void store_output(void *message, uint64_t index, uint64_t count, 
     }
 }
 
-template <typename T, int RANKS>
-struct one_shot {
+template <typename T, int RANKS> struct one_shot {
     /* Loops over ranks run to a constant, so that every array stays in registers. */
     static constexpr unsigned rank_slots = RANKS ? RANKS : LAMPREY_MAX_RANKS;
 
@@ -80,7 +83,8 @@ struct one_shot {
     {
     }
 
-    LAMPREY_INLINE vector *cell(unsigned owner, unsigned slot, unsigned source, unsigned index) const
+    LAMPREY_INLINE vector *cell(unsigned owner, unsigned slot, unsigned source,
+                                unsigned index) const
     {
         uint64_t piece = ((uint64_t)lane * LAMPREY_SLOTS + slot) * nranks + source;
         return reinterpret_cast<vector *>(p.staging[owner]) + piece * p.lane_capacity + index;
@@ -99,7 +103,8 @@ struct one_shot {
 
     LAMPREY_INLINE void clear(unsigned slot, unsigned index) const
     {
-        const vector empty = {{LAMPREY_SENTINEL, LAMPREY_SENTINEL, LAMPREY_SENTINEL, LAMPREY_SENTINEL}};
+        const vector empty = {
+            {LAMPREY_SENTINEL, LAMPREY_SENTINEL, LAMPREY_SENTINEL, LAMPREY_SENTINEL}};
 #pragma unroll
         for (unsigned source = 0; source < rank_slots; source++) {
             if (source < nranks && source != p.rank) {
@@ -108,8 +113,10 @@ struct one_shot {
         }
     }
 
-    /* Waits for every peer's vector and adds them in rank order. False: the communicator was aborted. */
-    LAMPREY_INLINE bool reduce(unsigned slot, unsigned index, const vector &input, vector *sum) const
+    /* Waits for every peer's vector and adds them in rank order. False: the communicator was
+     * aborted. */
+    LAMPREY_INLINE bool reduce(unsigned slot, unsigned index, const vector &input,
+                               vector *sum) const
     {
         vector received[rank_slots];
         for (unsigned polls = 1;; polls++) {
@@ -164,7 +171,8 @@ struct one_shot {
         const unsigned threads = block_size();
         const uint64_t first = (uint64_t)lane * p.lane_vectors;
         const uint64_t vectors = (p.count + per_vector - 1) / per_vector;
-        const unsigned mine = (unsigned)(vectors - first < p.lane_vectors ? vectors - first : p.lane_vectors);
+        const unsigned mine =
+            (unsigned)(vectors - first < p.lane_vectors ? vectors - first : p.lane_vectors);
         const bool wide_input = (reinterpret_cast<uintptr_t>(p.send) & 15) == 0;
         const bool wide_output = (reinterpret_cast<uintptr_t>(p.recv) & 15) == 0;
 
@@ -196,7 +204,8 @@ struct one_shot {
         }
 
         for (unsigned index = thread; index < mine; index += threads) {
-            /* In place is safe: this thread alone reads this input, and it writes after it has read. */
+            /* In place is safe: this thread alone reads this input, and it writes after it has
+             * read. */
             if (index != thread) {
                 input = load_input<T>(p.send, first + index, p.count, wide_input);
             }

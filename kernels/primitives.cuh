@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* All PTX of the project: one instruction per function. Compiled for the host, primitives_host.h stands in. */
+/* All PTX of the project: one instruction per function. Compiled for the host, primitives_host.h
+ * stands in. */
 #ifndef LAMPREY_KERNELS_PRIMITIVES_CUH
 #define LAMPREY_KERNELS_PRIMITIVES_CUH
 
@@ -23,13 +24,25 @@ struct vector {
 
 namespace lamprey {
 
-LAMPREY_DEVICE unsigned block_index() { return blockIdx.x; }
-LAMPREY_DEVICE unsigned thread_index() { return threadIdx.x; }
-LAMPREY_DEVICE unsigned block_size() { return blockDim.x; }
-LAMPREY_DEVICE void block_sync() { __syncthreads(); }
+LAMPREY_DEVICE unsigned block_index()
+{
+    return blockIdx.x;
+}
+LAMPREY_DEVICE unsigned thread_index()
+{
+    return threadIdx.x;
+}
+LAMPREY_DEVICE unsigned block_size()
+{
+    return blockDim.x;
+}
+LAMPREY_DEVICE void block_sync()
+{
+    __syncthreads();
+}
 
-/* Waits until the kernels before this one on the stream have finished and their writes are visible. Returns at once if
- * the launch doesn't overlap them. */
+/* Waits until the kernels before this one on the stream have finished and their writes are visible.
+ * Returns at once if the launch doesn't overlap them. */
 LAMPREY_DEVICE void wait_for_dependencies()
 {
 #if __CUDA_ARCH__ >= 900
@@ -45,8 +58,8 @@ LAMPREY_DEVICE void launch_dependents()
 #endif
 }
 
-/* Staging memory, scope system: to the memory model four scalar accesses, so every word is judged by itself.
- * pointer: 16-byte aligned. */
+/* Staging memory, scope system: to the memory model four scalar accesses, so every word is judged
+ * by itself. pointer: 16-byte aligned. */
 LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
 {
     vector v;
@@ -59,8 +72,8 @@ LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
 
 LAMPREY_DEVICE void store_relaxed_sys(vector *pointer, const vector &v)
 {
-    asm volatile("st.relaxed.sys.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.word[0]),
-                 "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+    asm volatile("st.relaxed.sys.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer),
+                 "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
                  : "memory");
 }
 
@@ -85,12 +98,13 @@ LAMPREY_DEVICE vector load(const vector *pointer)
 
 LAMPREY_DEVICE void store(vector *pointer, const vector &v)
 {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.word[0]), "r"(v.word[1]),
-                 "r"(v.word[2]), "r"(v.word[3])
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.word[0]),
+                 "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
                  : "memory");
 }
 
-/* The instructions give the canonical NaN of the type (0x7fff) for every NaN, round to nearest even, keep subnormals. */
+/* The instructions give the canonical NaN of the type (0x7fff) for every NaN, round to nearest
+ * even, keep subnormals. */
 LAMPREY_DEVICE uint32_t pack_half(float low, float high)
 {
     uint32_t packed;
@@ -112,10 +126,16 @@ LAMPREY_DEVICE float half_to_float(uint16_t bits)
     return value;
 }
 
-LAMPREY_DEVICE float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+LAMPREY_DEVICE float float_of_bits(uint32_t bits)
+{
+    return __uint_as_float(bits);
+}
 
 /* Additions give the canonical NaN 0x7fffffff by themselves. */
-LAMPREY_DEVICE uint32_t bits_of_sum(float value) { return __float_as_uint(value); }
+LAMPREY_DEVICE uint32_t bits_of_sum(float value)
+{
+    return __float_as_uint(value);
+}
 
 } // namespace lamprey
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The primitives for the host: the same functions on ordinary memory, for the emulator and for sanitizers. */
+/* The primitives for the host: the same functions on ordinary memory, for the emulator and for
+ * sanitizers. */
 #ifndef LAMPREY_KERNELS_PRIMITIVES_HOST_H
 #define LAMPREY_KERNELS_PRIMITIVES_HOST_H
 
@@ -22,9 +23,18 @@ struct host_thread {
 
 extern thread_local host_thread current_thread;
 
-LAMPREY_DEVICE unsigned block_index() { return current_thread.block_index; }
-LAMPREY_DEVICE unsigned thread_index() { return current_thread.thread_index; }
-LAMPREY_DEVICE unsigned block_size() { return current_thread.block_size; }
+LAMPREY_DEVICE unsigned block_index()
+{
+    return current_thread.block_index;
+}
+LAMPREY_DEVICE unsigned thread_index()
+{
+    return current_thread.thread_index;
+}
+LAMPREY_DEVICE unsigned block_size()
+{
+    return current_thread.block_size;
+}
 
 LAMPREY_DEVICE void block_sync()
 {
@@ -34,8 +44,12 @@ LAMPREY_DEVICE void block_sync()
 }
 
 /* Streams run one kernel after the other here. */
-LAMPREY_DEVICE void wait_for_dependencies() {}
-LAMPREY_DEVICE void launch_dependents() {}
+LAMPREY_DEVICE void wait_for_dependencies()
+{
+}
+LAMPREY_DEVICE void launch_dependents()
+{
+}
 
 LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
 {
@@ -70,7 +84,10 @@ LAMPREY_DEVICE vector load(const vector *pointer)
     return v;
 }
 
-LAMPREY_DEVICE void store(vector *pointer, const vector &v) { memcpy(pointer, &v, sizeof v); }
+LAMPREY_DEVICE void store(vector *pointer, const vector &v)
+{
+    memcpy(pointer, &v, sizeof v);
+}
 
 LAMPREY_DEVICE float float_of_bits(uint32_t bits)
 {
@@ -86,7 +103,10 @@ LAMPREY_DEVICE uint32_t bits_of_float(float value)
     return bits;
 }
 
-LAMPREY_DEVICE uint32_t bits_of_sum(float value) { return value != value ? 0x7fffffffu : bits_of_float(value); }
+LAMPREY_DEVICE uint32_t bits_of_sum(float value)
+{
+    return value != value ? 0x7fffffffu : bits_of_float(value);
+}
 
 LAMPREY_DEVICE uint16_t float_to_bfloat16(float value)
 {
@@ -108,12 +128,14 @@ LAMPREY_DEVICE uint16_t float_to_half(float value)
     if (magnitude >= 0x47800000u) { /* 65536 and above */
         return sign | 0x7c00;
     }
-    if (magnitude < 0x38800000u) { /* below 2^-14: a multiple of 2^-24, found by letting an addition round */
+    if (magnitude <
+        0x38800000u) { /* below 2^-14: a multiple of 2^-24, found by letting an addition round */
         float scaled = float_of_bits(magnitude) + 0.5f; /* ulp(0.5) = 2^-24 */
         return sign | (uint16_t)(bits_of_float(scaled) - 0x3f000000u);
     }
     uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
-    return sign | (uint16_t)((rounded - 0x38000000u) >> 13); /* 65520 and above carry into infinity */
+    return sign |
+           (uint16_t)((rounded - 0x38000000u) >> 13); /* 65520 and above carry into infinity */
 }
 
 LAMPREY_DEVICE float half_to_float(uint16_t half)

@@ -36,7 +36,8 @@ ncclResult_t lampreyGetStats(ncclComm_t comm, struct lampreyStats *stats)
         return invalid("lampreyGetStats: stats is NULL");
     }
     if (stats->size < sizeof stats->size || stats->size > sizeof *stats) {
-        return invalid("lampreyGetStats: stats->size isn't that of any version of struct lampreyStats");
+        return invalid(
+            "lampreyGetStats: stats->size isn't that of any version of struct lampreyStats");
     }
     if (!comm) {
         lamprey_counters_read(&lamprey_process_counters, stats);

@@ -28,7 +28,8 @@ struct function {
 };
 
 static const struct function redirected[] = {
-#define LAMPREY_ROW(name, parameters, arguments) {"nccl" #name, offsetof(struct lamprey_nccl, name)},
+#define LAMPREY_ROW(name, parameters, arguments)                                                   \
+    {"nccl" #name, offsetof(struct lamprey_nccl, name)},
     LAMPREY_NCCL_INTERCEPTED(LAMPREY_ROW) LAMPREY_NCCL_ORDERED(LAMPREY_ROW)
 #undef LAMPREY_ROW
 };
@@ -81,24 +82,28 @@ static bool redirect(struct lamprey_nccl *nccl, char *reason, size_t size)
     for (size_t i = 0; i < REDIRECTED; i++) {
         void *function = lamprey_image_function(&nccl->image, redirected[i].name);
         if (function) {
-            targets[count++] = (struct lamprey_hook_target){
-                redirected[i].name, function, lamprey_replacements[nccl->index][i], original_of(nccl, &redirected[i])};
+            targets[count++] = (struct lamprey_hook_target){redirected[i].name, function,
+                                                            lamprey_replacements[nccl->index][i],
+                                                            original_of(nccl, &redirected[i])};
         }
     }
     const int64_t choice = lamprey_config_get()->hook;
     if (choice != LAMPREY_HOOK_CHOICE_GOT &&
-        lamprey_hooks_install(LAMPREY_HOOK_TEXT, targets, count, &nccl->hooks, reason, size) == LAMPREY_OK) {
+        lamprey_hooks_install(LAMPREY_HOOK_TEXT, targets, count, &nccl->hooks, reason, size) ==
+            LAMPREY_OK) {
         return true;
     }
     if (choice == LAMPREY_HOOK_CHOICE_TEXT) {
         return false;
     }
     if (choice == LAMPREY_HOOK_CHOICE_AUTO) {
-        lamprey_warn("NCCL's code can't be redirected (%s): trying its callers' slots, over which nothing is served",
+        lamprey_warn("NCCL's code can't be redirected (%s): trying its callers' slots, over which "
+                     "nothing is served",
                      reason);
     }
     nccl->over_got = choice == LAMPREY_HOOK_CHOICE_AUTO;
-    return lamprey_hooks_install(LAMPREY_HOOK_GOT, targets, count, &nccl->hooks, reason, size) == LAMPREY_OK;
+    return lamprey_hooks_install(LAMPREY_HOOK_GOT, targets, count, &nccl->hooks, reason, size) ==
+           LAMPREY_OK;
 }
 
 static void mark_forked(void)
@@ -121,7 +126,8 @@ static bool seen(const struct lamprey_image *image)
     return false;
 }
 
-static bool attach_locked(const struct lamprey_image *image, const char *door, char *reason, size_t size)
+static bool attach_locked(const struct lamprey_image *image, const char *door, char *reason,
+                          size_t size)
 {
     if (!lamprey_first_copy()) {
         snprintf(reason, size, "another copy of Lamprey is in this process");
@@ -141,10 +147,11 @@ static bool attach_locked(const struct lamprey_image *image, const char *door, c
     if (image_count++ == 0) {
         pthread_atfork(NULL, NULL, mark_forked);
     }
-    lamprey_info("version %d.%d.%d, through the %s door, on NCCL %d.%d.%d at %s (%s)", LAMPREY_MAJOR, LAMPREY_MINOR,
-                 LAMPREY_PATCH, door, nccl->version / 10000, nccl->version / 100 % 100, nccl->version % 100,
+    lamprey_info("version %d.%d.%d, through the %s door, on NCCL %d.%d.%d at %s (%s)",
+                 LAMPREY_MAJOR, LAMPREY_MINOR, LAMPREY_PATCH, door, nccl->version / 10000,
+                 nccl->version / 100 % 100, nccl->version % 100,
                  nccl->image.path[0] ? nccl->image.path : "the main program",
-                 nccl->over_got                                          ? "callers' slots, serving nothing"
+                 nccl->over_got ? "callers' slots, serving nothing"
                  : lamprey_config_get()->hook == LAMPREY_HOOK_CHOICE_GOT ? "callers' slots"
                                                                          : "redirected");
     return true;
@@ -158,7 +165,8 @@ static void attach_image(const struct lamprey_image *image, const char *door)
         if (refused_count < LAMPREY_MAX_IMAGES * 2) {
             refused[refused_count++] = image->base;
         }
-        lamprey_warn("stays out of NCCL at %s: %s", image->path[0] ? image->path : "the main program", reason);
+        lamprey_warn("stays out of NCCL at %s: %s",
+                     image->path[0] ? image->path : "the main program", reason);
     }
     pthread_mutex_unlock(&mutex);
 }

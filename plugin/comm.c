@@ -10,7 +10,8 @@
 
 #define BUCKETS 256
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* held for look-ups only, never over a wait or a call */
+static pthread_mutex_t mutex =
+    PTHREAD_MUTEX_INITIALIZER; /* held for look-ups only, never over a wait or a call */
 static struct lamprey_comm *table[BUCKETS];
 
 static struct lamprey_comm **bucket_of(ncclComm_t handle)
@@ -65,8 +66,8 @@ static struct lamprey_comm *describe(struct lamprey_nccl *nccl, ncclComm_t handl
         /* Without a driver there is no way into the exchange; but then NCCL has none either. */
         comm->device = NULL;
         atomic_store(&comm->state, LAMPREY_COMM_REFUSED);
-        lamprey_warn("communicator %p is left to NCCL: GPU %d can't be opened (%s)", (void *)handle, ordinal,
-                     lamprey_driver_missing());
+        lamprey_warn("communicator %p is left to NCCL: GPU %d can't be opened (%s)", (void *)handle,
+                     ordinal, lamprey_driver_missing());
     }
     return comm;
 }
@@ -134,7 +135,8 @@ static bool drained(const struct lamprey_comm *comm, int timeout_ms)
     bool done = false;
     for (int waited_us = 0;; waited_us += 50) {
         done = driver->EventQuery(workspace->serial) != CUDA_ERROR_NOT_READY;
-        if (done || (timeout_ms < 0 ? atomic_load(&comm->aborted) : waited_us > timeout_ms * 1000)) {
+        if (done ||
+            (timeout_ms < 0 ? atomic_load(&comm->aborted) : waited_us > timeout_ms * 1000)) {
             break;
         }
         const struct timespec pause = {.tv_nsec = 50000};
@@ -155,7 +157,8 @@ void lamprey_comm_retire(struct lamprey_comm *comm)
         return;
     }
     if (!drained(comm, 1000)) {
-        lamprey_warn("communicator %p: a kernel doesn't end; its staging memory stays", (void *)comm->handle);
+        lamprey_warn("communicator %p: a kernel doesn't end; its staging memory stays",
+                     (void *)comm->handle);
         atomic_fetch_add(&comm->workspace->references, 1);
     }
     lamprey_comm_release(comm);

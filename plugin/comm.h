@@ -30,13 +30,14 @@ struct lamprey_comm {
     int nranks;
     struct lamprey_device *device; /* NULL where the GPU couldn't be opened */
     struct lamprey_agreed agreed;
-    _Atomic(struct lamprey_workspace *) workspace; /* set once served, freed with the communicator */
+    _Atomic(struct lamprey_workspace *)
+        workspace; /* set once served, freed with the communicator */
     struct lamprey_order order;
     struct lamprey_counters counters;
 };
 
-/* The communicator with one more reference, or NULL if the table doesn't have it. Takes no lock that a launch or a
- * set-up holds. */
+/* The communicator with one more reference, or NULL if the table doesn't have it. Takes no lock
+ * that a launch or a set-up holds. */
 struct lamprey_comm *lamprey_comm_find(ncclComm_t handle);
 
 /* As find, but adds an unknown one. NULL if NCCL says that the handle is no ready communicator. */
@@ -47,15 +48,16 @@ void lamprey_comm_release(struct lamprey_comm *comm);
 /* Waits until our last kernel has ended; returns early when the communicator is aborted. */
 void lamprey_comm_drain(const struct lamprey_comm *comm);
 
-/* Takes the communicator out of the table, so that its address may be used again, and hands the table's reference to
- * the caller. NULL for unknown handles. */
+/* Takes the communicator out of the table, so that its address may be used again, and hands the
+ * table's reference to the caller. NULL for unknown handles. */
 struct lamprey_comm *lamprey_comm_take(ncclComm_t handle);
 
-/* Releases what lamprey_comm_take gave, once NCCL has let the communicator go. Memory that an aborted kernel still uses
- * after a second is left to the process's end. */
+/* Releases what lamprey_comm_take gave, once NCCL has let the communicator go. Memory that an
+ * aborted kernel still uses after a second is left to the process's end. */
 void lamprey_comm_retire(struct lamprey_comm *comm);
 
-/* No further call is served; with abort, kernels in flight and set-ups leave. Fine for unknown handles. */
+/* No further call is served; with abort, kernels in flight and set-ups leave. Fine for unknown
+ * handles. */
 void lamprey_comm_close(ncclComm_t handle, bool abort);
 
 #endif

@@ -27,34 +27,56 @@ struct row {
     const char *choices[5];
 };
 
-#define NUMBER(name, default_text, field, min, max, help)                                                              \
-    {{name, default_text, help}, KIND_NUMBER, offsetof(struct lamprey_config, field), min, max, {NULL}}
-#define CHOICE(name, default_text, field, help, ...)                                                                   \
-    {{name, default_text, help}, KIND_CHOICE, offsetof(struct lamprey_config, field), 0, 0, {__VA_ARGS__, NULL}}
-#define TEXT(name, field, help)                                                                                        \
-    {{name, "", help}, KIND_TEXT, offsetof(struct lamprey_config, field), 0, 0, {NULL}}
+#define NUMBER(name, default_text, field, min, max, help)                                          \
+    {                                                                                              \
+        {name, default_text, help}, KIND_NUMBER, offsetof(struct lamprey_config, field), min, max, \
+        {                                                                                          \
+            NULL                                                                                   \
+        }                                                                                          \
+    }
+#define CHOICE(name, default_text, field, help, ...)                                               \
+    {                                                                                              \
+        {name, default_text, help}, KIND_CHOICE, offsetof(struct lamprey_config, field), 0, 0,     \
+        {                                                                                          \
+            __VA_ARGS__, NULL                                                                      \
+        }                                                                                          \
+    }
+#define TEXT(name, field, help)                                                                    \
+    {                                                                                              \
+        {name, "", help}, KIND_TEXT, offsetof(struct lamprey_config, field), 0, 0,                 \
+        {                                                                                          \
+            NULL                                                                                   \
+        }                                                                                          \
+    }
 
 static const struct row rows[] = {
     NUMBER("LAMPREY_DISABLE", "0", disable, 0, 1,
            "1: serve nothing; the rank says so to its peers, and NCCL serves all of them"),
     NUMBER("LAMPREY_MAX_BYTES", "-1", max_bytes, -1, 4 << 20,
-           "Largest message served, in bytes (suffix K or M); -1: by world size. Must be equal on all ranks"),
+           "Largest message served, in bytes (suffix K or M); -1: by world size. Must be equal on "
+           "all ranks"),
     NUMBER("LAMPREY_MAX_CTAS", "512", max_ctas, 1, 4096,
            "Most CTAs a kernel uses; less where the GPU holds fewer. Must be equal on all ranks"),
     CHOICE("LAMPREY_PDL", "wait", pdl,
-           "Programmatic dependent launch: off; wait (start early, wait for the stream's earlier work before anything "
-           "else); signal (also let the next kernel start early: only where every neighbour waits before it reads)",
+           "Programmatic dependent launch: off; wait (start early, wait for the stream's earlier "
+           "work before anything "
+           "else); signal (also let the next kernel start early: only where every neighbour waits "
+           "before it reads)",
            "off", "wait", "signal"),
     CHOICE("LAMPREY_HOOK", "auto", hook,
-           "How NCCL's functions are redirected: text (their first bytes); got (callers' slots, misses some callers); "
+           "How NCCL's functions are redirected: text (their first bytes); got (callers' slots, "
+           "misses some callers); "
            "auto (text; where code can't be written, got, and then nothing is served)",
            "auto", "text", "got"),
-    NUMBER("LAMPREY_STATS", "0", stats, 0, 1, "1: print the counters to stderr when the process ends"),
+    NUMBER("LAMPREY_STATS", "0", stats, 0, 1,
+           "1: print the counters to stderr when the process ends"),
     NUMBER("LAMPREY_SHARE_GPU", "0", share_gpu, 0, 1,
            "1: serve communicators that have several ranks on one GPU (for tests)"),
     TEXT("LAMPREY_TOPOLOGY", topology, "An hwloc XML file that stands for this machine"),
-    TEXT("LAMPREY_TUNER_PLUGIN", tuner_plugin, "A tuner plugin to chain to, named as for NCCL_TUNER_PLUGIN"),
-    TEXT("LAMPREY_ENV_PLUGIN", env_plugin, "An env plugin to chain to, named as for NCCL_ENV_PLUGIN"),
+    TEXT("LAMPREY_TUNER_PLUGIN", tuner_plugin,
+         "A tuner plugin to chain to, named as for NCCL_TUNER_PLUGIN"),
+    TEXT("LAMPREY_ENV_PLUGIN", env_plugin,
+         "An env plugin to chain to, named as for NCCL_ENV_PLUGIN"),
 };
 
 #define ROWS (sizeof rows / sizeof rows[0])
@@ -109,7 +131,8 @@ static bool parse_row(const struct row *row, const char *text, struct lamprey_co
 static const struct row *find_row(const char *name, size_t length)
 {
     for (size_t i = 0; i < ROWS; i++) {
-        if (strlen(rows[i].setting.name) == length && memcmp(rows[i].setting.name, name, length) == 0) {
+        if (strlen(rows[i].setting.name) == length &&
+            memcmp(rows[i].setting.name, name, length) == 0) {
             return &rows[i];
         }
     }
@@ -138,8 +161,8 @@ int lamprey_config_parse(const char *const *environment, struct lamprey_config *
             lamprey_warn("unknown setting %.*s ignored", (int)(equals - name), name);
             warnings++;
         } else if (!parse_row(row, equals + 1, config)) {
-            lamprey_warn("%s=%s makes no sense; using the default %s", row->setting.name, equals + 1,
-                         row->setting.default_text);
+            lamprey_warn("%s=%s makes no sense; using the default %s", row->setting.name,
+                         equals + 1, row->setting.default_text);
             warnings++;
         }
     }

@@ -23,14 +23,14 @@ enum lamprey_hook_choice {
 };
 
 struct lamprey_config {
-    int64_t disable;         /* LAMPREY_DISABLE */
-    int64_t max_bytes;       /* LAMPREY_MAX_BYTES: largest message served; -1 = by world size */
-    int64_t max_ctas;        /* LAMPREY_MAX_CTAS: lanes per communicator */
-    int64_t pdl;             /* LAMPREY_PDL: enum lamprey_pdl */
-    int64_t hook;            /* LAMPREY_HOOK: enum lamprey_hook_choice */
-    int64_t stats;           /* LAMPREY_STATS */
-    int64_t share_gpu;       /* LAMPREY_SHARE_GPU: several ranks of a communicator on one GPU (tests) */
-    const char *topology;    /* LAMPREY_TOPOLOGY: hwloc XML instead of the live machine, or NULL */
+    int64_t disable;   /* LAMPREY_DISABLE */
+    int64_t max_bytes; /* LAMPREY_MAX_BYTES: largest message served; -1 = by world size */
+    int64_t max_ctas;  /* LAMPREY_MAX_CTAS: lanes per communicator */
+    int64_t pdl;       /* LAMPREY_PDL: enum lamprey_pdl */
+    int64_t hook;      /* LAMPREY_HOOK: enum lamprey_hook_choice */
+    int64_t stats;     /* LAMPREY_STATS */
+    int64_t share_gpu; /* LAMPREY_SHARE_GPU: several ranks of a communicator on one GPU (tests) */
+    const char *topology;     /* LAMPREY_TOPOLOGY: hwloc XML instead of the live machine, or NULL */
     const char *tuner_plugin; /* LAMPREY_TUNER_PLUGIN: chained tuner, or NULL */
     const char *env_plugin;   /* LAMPREY_ENV_PLUGIN: chained env plugin, or NULL */
 };
@@ -48,7 +48,8 @@ struct lamprey_setting {
 /* Row index, or NULL past the end. */
 const struct lamprey_setting *lamprey_config_row(size_t index);
 
-/* For tests: parses environ-style "NAME=value" strings (NULL-terminated) into config; counts what it warned of. */
+/* For tests: parses environ-style "NAME=value" strings (NULL-terminated) into config; counts what
+ * it warned of. */
 int lamprey_config_parse(const char *const *environment, struct lamprey_config *config);
 
 #ifdef __cplusplus

@@ -7,11 +7,12 @@
 #include "kernels/protocol.h"
 #include "plugin/device.h"
 
-_Static_assert(sizeof(struct lamprey_record) == 208 + sizeof(struct lamprey_domain_record), "travels as it is");
+_Static_assert(sizeof(struct lamprey_record) == 208 + sizeof(struct lamprey_domain_record),
+               "travels as it is");
 _Static_assert(sizeof(struct lamprey_vote) == 128, "travels as it is");
 
-/* Largest message by world size unless set: NCCL's time is passed at none of these (2 x H200), and staging memory,
- * 3 slots x ranks x bytes, stays within 12 MiB. */
+/* Largest message by world size unless set: NCCL's time is passed at none of these (2 x H200), and
+ * staging memory, 3 slots x ranks x bytes, stays within 12 MiB. */
 static uint64_t default_max_bytes(int nranks)
 {
     return nranks == 2 ? 2 << 20 : nranks <= 4 ? 512 << 10 : 256 << 10;
@@ -26,7 +27,8 @@ static uint32_t ranks_on_gpu_of(const struct lamprey_record *records, int rank, 
     uint32_t sharing = 0;
     for (int other = 0; other < nranks; other++) {
         const struct lamprey_domain_record *record = &records[other].domain;
-        sharing += memcmp(record->host_id, own->host_id, sizeof own->host_id) == 0 && record->pci_id == own->pci_id;
+        sharing += memcmp(record->host_id, own->host_id, sizeof own->host_id) == 0 &&
+                   record->pci_id == own->pci_id;
     }
     return sharing;
 }
@@ -34,32 +36,38 @@ static uint32_t ranks_on_gpu_of(const struct lamprey_record *records, int rank, 
 static bool record_makes_sense(const struct lamprey_record *record, int rank, int nranks)
 {
     return record->magic == LAMPREY_RECORD_MAGIC && record->version == LAMPREY_RECORD_VERSION &&
-           record->bytes == sizeof *record && record->rank == (uint32_t)rank && record->nranks == (uint32_t)nranks;
+           record->bytes == sizeof *record && record->rank == (uint32_t)rank &&
+           record->nranks == (uint32_t)nranks;
 }
 
 /* What is wrong with one record beside rank 0's; false: nothing. */
-static bool objects(const struct lamprey_record *records, int rank, int nranks, char *reason, size_t size)
+static bool objects(const struct lamprey_record *records, int rank, int nranks, char *reason,
+                    size_t size)
 {
     const struct lamprey_record *first = &records[0];
     const struct lamprey_record *record = &records[rank];
     if (!record_makes_sense(record, rank, nranks)) {
         snprintf(reason, size, "rank %d runs another version", rank);
     } else if (record->refuses) {
-        snprintf(reason, size, "rank %d: %.*s", rank, (int)sizeof record->reason - 1, record->reason);
+        snprintf(reason, size, "rank %d: %.*s", rank, (int)sizeof record->reason - 1,
+                 record->reason);
     } else if (record->max_bytes != first->max_bytes || record->max_ctas != first->max_ctas) {
-        snprintf(reason, size, "ranks 0 and %d have different settings (LAMPREY_MAX_BYTES %lld and %lld, "
-                 "LAMPREY_MAX_CTAS %u and %u)", rank, (long long)first->max_bytes, (long long)record->max_bytes,
-                 first->max_ctas, record->max_ctas);
+        snprintf(reason, size,
+                 "ranks 0 and %d have different settings (LAMPREY_MAX_BYTES %lld and %lld, "
+                 "LAMPREY_MAX_CTAS %u and %u)",
+                 rank, (long long)first->max_bytes, (long long)record->max_bytes, first->max_ctas,
+                 record->max_ctas);
     } else if (record->capability != first->capability) {
-        snprintf(reason, size, "ranks 0 and %d have different GPUs (sm_%d and sm_%d)", rank, first->capability,
-                 record->capability);
+        snprintf(reason, size, "ranks 0 and %d have different GPUs (sm_%d and sm_%d)", rank,
+                 first->capability, record->capability);
     } else {
         return false;
     }
     return true;
 }
 
-struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nranks, char *reason, size_t reason_size)
+struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nranks, char *reason,
+                                    size_t reason_size)
 {
     struct lamprey_agreed agreed = {0};
     reason[0] = '\0';
@@ -81,12 +89,14 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     }
     enum lamprey_domain kind = lamprey_domain_decide(domain, (size_t)nranks, reason, reason_size);
     if (kind == LAMPREY_DOMAIN_FABRIC) {
-        snprintf(reason, reason_size, "the ranks span nodes of an NVLink domain, which isn't served yet");
+        snprintf(reason, reason_size,
+                 "the ranks span nodes of an NVLink domain, which isn't served yet");
     }
     if (kind != LAMPREY_DOMAIN_HOST) {
         return agreed;
     }
-    agreed.max_bytes = records[0].max_bytes >= 0 ? (uint64_t)records[0].max_bytes : default_max_bytes(nranks);
+    agreed.max_bytes =
+        records[0].max_bytes >= 0 ? (uint64_t)records[0].max_bytes : default_max_bytes(nranks);
     uint64_t cap = STAGING_CAP / LAMPREY_SLOTS / (uint64_t)nranks;
     agreed.max_bytes = agreed.max_bytes < cap ? agreed.max_bytes : cap;
     if (lanes == 0 || agreed.max_bytes == 0) {
@@ -95,13 +105,14 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     }
     agreed.id = records[0].id;
     agreed.lanes = lanes;
-    agreed.lane_capacity =
-        lamprey_lane_capacity((agreed.max_bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES, lanes);
+    agreed.lane_capacity = lamprey_lane_capacity(
+        (agreed.max_bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES, lanes);
     agreed.served = true;
     return agreed;
 }
 
-bool lamprey_votes_pass(const struct lamprey_vote *votes, int nranks, char *reason, size_t reason_size)
+bool lamprey_votes_pass(const struct lamprey_vote *votes, int nranks, char *reason,
+                        size_t reason_size)
 {
     reason[0] = '\0';
     for (int rank = 0; rank < nranks; rank++) {
@@ -125,8 +136,8 @@ enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncc
     return count == 0 ? LAMPREY_NOT_EMPTY : LAMPREY_SERVE;
 }
 
-enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count, ncclDataType_t type,
-                                     ncclRedOp_t op)
+enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count,
+                                     ncclDataType_t type, ncclRedOp_t op)
 {
     enum lamprey_decision decision = lamprey_decide_kind(count, type, op);
     if (decision != LAMPREY_SERVE) {

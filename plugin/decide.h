@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The decisions that must be the same on every rank, as pure functions of what is the same on every rank. */
+/* The decisions that must be the same on every rank, as pure functions of what is the same on every
+ * rank. */
 #ifndef LAMPREY_PLUGIN_DECIDE_H
 #define LAMPREY_PLUGIN_DECIDE_H
 
@@ -20,9 +21,9 @@ extern "C" {
 /* What a rank says of itself at set-up; travels as it is. Fixed size, no padding. */
 struct lamprey_record {
     uint64_t magic;
-    uint32_t version; /* of this struct and of the kernels' protocol */
-    uint32_t bytes;   /* sizeof */
-    uint64_t id;      /* random; rank 0's names the communicator */
+    uint32_t version;    /* of this struct and of the kernels' protocol */
+    uint32_t bytes;      /* sizeof */
+    uint64_t id;         /* random; rank 0's names the communicator */
     uint8_t process[16]; /* random, one per process */
     uint8_t mailbox[16]; /* where descriptors for this rank go; zero without one */
     uint32_t rank;
@@ -54,10 +55,12 @@ struct lamprey_agreed {
 };
 
 /* Over the records of all ranks, in rank order. reason: empty when served, else one line. */
-struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nranks, char *reason, size_t reason_size);
+struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nranks, char *reason,
+                                    size_t reason_size);
 
 /* True if nobody refuses; else reason is the first refusing rank's. */
-bool lamprey_votes_pass(const struct lamprey_vote *votes, int nranks, char *reason, size_t reason_size);
+bool lamprey_votes_pass(const struct lamprey_vote *votes, int nranks, char *reason,
+                        size_t reason_size);
 
 enum lamprey_decision {
     LAMPREY_SERVE,
@@ -67,12 +70,13 @@ enum lamprey_decision {
     LAMPREY_NOT_SIZE,
 };
 
-/* Could this call be ours on some communicator? Says nothing of the size. Only such calls set a communicator up. */
+/* Could this call be ours on some communicator? Says nothing of the size. Only such calls set a
+ * communicator up. */
 enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncclRedOp_t op);
 
 /* Is this call ours on a communicator that agreed on agreed? */
-enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count, ncclDataType_t type,
-                                     ncclRedOp_t op);
+enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count,
+                                     ncclDataType_t type, ncclRedOp_t op);
 
 #ifdef __cplusplus
 }

@@ -64,9 +64,9 @@ static enum lamprey_status describe(struct lamprey_device *device)
         {CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID, &slot},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
-        enum lamprey_status status =
-            lamprey_driver_check(driver->DeviceGetAttribute(wanted[i].value, wanted[i].attribute, device->device),
-                                 "cuDeviceGetAttribute");
+        enum lamprey_status status = lamprey_driver_check(
+            driver->DeviceGetAttribute(wanted[i].value, wanted[i].attribute, device->device),
+            "cuDeviceGetAttribute");
         if (status) {
             return status;
         }
@@ -94,8 +94,9 @@ static enum lamprey_status open_device(int ordinal, struct lamprey_device **open
         status = describe(device);
     }
     if (!status) {
-        status = lamprey_driver_check(device->driver->DevicePrimaryCtxRetain(&device->context, device->device),
-                                      "cuDevicePrimaryCtxRetain");
+        status = lamprey_driver_check(
+            device->driver->DevicePrimaryCtxRetain(&device->context, device->device),
+            "cuDevicePrimaryCtxRetain");
     }
     if (status) {
         free(device);
@@ -132,14 +133,15 @@ static enum lamprey_status load_kernel(struct lamprey_device *device, int index,
     enum lamprey_status status = lamprey_driver_check(
         driver->LibraryGetKernel(&kernel, library, kernel_names[index]), "cuLibraryGetKernel");
     if (!status) {
-        status = lamprey_driver_check(driver->KernelGetFunction(&function, kernel), "cuKernelGetFunction");
+        status = lamprey_driver_check(driver->KernelGetFunction(&function, kernel),
+                                      "cuKernelGetFunction");
     }
     if (!status && driver->FuncLoad) {
         status = lamprey_driver_check(driver->FuncLoad(function), "cuFuncLoad");
     }
     if (!status) {
-        status = lamprey_driver_check(driver->OccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, function,
-                                                                                        LAMPREY_CTA_THREADS, 0),
+        status = lamprey_driver_check(driver->OccupancyMaxActiveBlocksPerMultiprocessor(
+                                          &per_multiprocessor, function, LAMPREY_CTA_THREADS, 0),
                                       "cuOccupancyMaxActiveBlocksPerMultiprocessor");
     }
     if (!status) {
@@ -150,13 +152,15 @@ static enum lamprey_status load_kernel(struct lamprey_device *device, int index,
     return status;
 }
 
-static enum lamprey_status load_kernels(struct lamprey_device *device, char *reason, size_t reason_size)
+static enum lamprey_status load_kernels(struct lamprey_device *device, char *reason,
+                                        size_t reason_size)
 {
     const struct lamprey_driver *driver = device->driver;
     enum lamprey_status status = LAMPREY_OK;
     if (!library) {
         status = lamprey_driver_check(
-            driver->LibraryLoadData(&library, lamprey_fatbin, NULL, NULL, 0, NULL, NULL, 0), "cuLibraryLoadData");
+            driver->LibraryLoadData(&library, lamprey_fatbin, NULL, NULL, 0, NULL, NULL, 0),
+            "cuLibraryLoadData");
         if (status) {
             snprintf(reason, reason_size, "the driver can't load the kernels");
             return status;
@@ -178,7 +182,8 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
     return LAMPREY_OK;
 }
 
-enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason, size_t reason_size)
+enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,
+                                                size_t reason_size)
 {
     bool pushed = false;
     enum lamprey_status status = lamprey_device_enter(device, &pushed);

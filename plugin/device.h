@@ -27,16 +27,18 @@ struct lamprey_device {
     int multiprocessors;
     uint64_t pci_id; /* topology.h: lamprey_pci_id */
     uint8_t uuid[16];
-    uint32_t resident_ctas; /* CTAs of our largest kernel that fit the empty GPU; 0 until the kernels are loaded */
+    uint32_t resident_ctas; /* CTAs of our largest kernel that fit the empty GPU; 0 until the
+                               kernels are loaded */
     CUfunction kernels[LAMPREY_ELEMENTS][LAMPREY_VARIANTS];
 };
 
 /* The GPU with this CUDA ordinal. Stays for the life of the process. Thread-safe. */
 enum lamprey_status lamprey_device_get(int ordinal, struct lamprey_device **device);
 
-/* Loads every kernel for the device, so that no lazy load can happen while a peer spins. Thread-safe, idempotent.
- * reason (terminated) says what failed. */
-enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason, size_t reason_size);
+/* Loads every kernel for the device, so that no lazy load can happen while a peer spins.
+ * Thread-safe, idempotent. reason (terminated) says what failed. */
+enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,
+                                                size_t reason_size);
 
 /* Makes the device's context current unless it is. *pushed: pass to lamprey_device_leave. */
 enum lamprey_status lamprey_device_enter(const struct lamprey_device *device, bool *pushed);

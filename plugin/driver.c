@@ -23,22 +23,24 @@ static void load(void)
     }
     PFN_cuGetProcAddress_v12000 resolve =
         (PFN_cuGetProcAddress_v12000)(uintptr_t)dlsym(library, "cuGetProcAddress_v2");
-    /* Before 12.0 only the exported names are left; what has other ABIs in store is needed for serving only. */
+    /* Before 12.0 only the exported names are left; what has other ABIs in store is needed for
+     * serving only. */
     const char *absent = NULL;
     const char *absent_for_joining = NULL;
 #define LAMPREY_TEXT(symbol) #symbol
-#define LAMPREY_EXPORTED_NAME(symbol) LAMPREY_TEXT(symbol) /* with the header's suffix, such as _v2 */
-#define LAMPREY_RESOLVE(member, symbol, abi_version, need)                                                             \
-    {                                                                                                                  \
-        void *function = NULL;                                                                                         \
-        if (resolve) {                                                                                                 \
-            resolve(#symbol, &function, abi_version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, NULL);                         \
-        } else if (need == 1) {                                                                                        \
-            function = dlsym(library, LAMPREY_EXPORTED_NAME(symbol));                                                  \
-        }                                                                                                              \
-        table.member = (PFN_##symbol##_v##abi_version)(uintptr_t)function;                                             \
-        absent = need != 0 && !function ? #symbol : absent;                                                            \
-        absent_for_joining = need == 1 && !function ? #symbol : absent_for_joining;                                    \
+#define LAMPREY_EXPORTED_NAME(symbol)                                                              \
+    LAMPREY_TEXT(symbol) /* with the header's suffix, such as _v2 */
+#define LAMPREY_RESOLVE(member, symbol, abi_version, need)                                         \
+    {                                                                                              \
+        void *function = NULL;                                                                     \
+        if (resolve) {                                                                             \
+            resolve(#symbol, &function, abi_version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, NULL);     \
+        } else if (need == 1) {                                                                    \
+            function = dlsym(library, LAMPREY_EXPORTED_NAME(symbol));                              \
+        }                                                                                          \
+        table.member = (PFN_##symbol##_v##abi_version)(uintptr_t)function;                         \
+        absent = need != 0 && !function ? #symbol : absent;                                        \
+        absent_for_joining = need == 1 && !function ? #symbol : absent_for_joining;                \
     }
     LAMPREY_DRIVER_FUNCTIONS(LAMPREY_RESOLVE)
 #undef LAMPREY_RESOLVE

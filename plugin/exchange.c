@@ -14,7 +14,8 @@
 #define BUFFER_BYTES (256u << 10) /* records of 72 ranks and more */
 #define PATIENCE_MS 10000
 
-/* Buffers are kept for the next set-up: freeing device memory may wait for kernels that wait for us. */
+/* Buffers are kept for the next set-up: freeing device memory may wait for kernels that wait for
+ * us. */
 struct lamprey_exchange_buffer {
     struct lamprey_exchange_buffer *next;
     const struct lamprey_device *device;
@@ -40,23 +41,27 @@ static struct lamprey_exchange_buffer *take_idle(const struct lamprey_device *de
     return buffer;
 }
 
-static enum lamprey_status make_buffer(const struct lamprey_device *device, struct lamprey_exchange_buffer **made)
+static enum lamprey_status make_buffer(const struct lamprey_device *device,
+                                       struct lamprey_exchange_buffer **made)
 {
     struct lamprey_exchange_buffer *buffer = calloc(1, sizeof *buffer);
     if (!buffer) {
         return LAMPREY_ERROR_MEMORY;
     }
     buffer->device = device;
-    enum lamprey_status status = lamprey_memory_create(device, BUFFER_BYTES, false, &buffer->memory);
+    enum lamprey_status status =
+        lamprey_memory_create(device, BUFFER_BYTES, false, &buffer->memory);
     buffer->address = buffer->memory.address;
     if (status) { /* a full GPU must still be able to say no: NCCL takes pinned host memory too */
         void *host = NULL;
         status = lamprey_driver_check(
-            device->driver->MemHostAlloc(&host, BUFFER_BYTES, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+            device->driver->MemHostAlloc(&host, BUFFER_BYTES,
+                                         CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
             "cuMemHostAlloc");
         if (!status) {
-            status = lamprey_driver_check(device->driver->MemHostGetDevicePointer(&buffer->address, host, 0),
-                                          "cuMemHostGetDevicePointer");
+            status = lamprey_driver_check(
+                device->driver->MemHostGetDevicePointer(&buffer->address, host, 0),
+                "cuMemHostGetDevicePointer");
         }
     }
     if (status) {
@@ -67,7 +72,8 @@ static enum lamprey_status make_buffer(const struct lamprey_device *device, stru
     return LAMPREY_OK;
 }
 
-enum lamprey_status lamprey_exchange_open(struct lamprey_comm *comm, struct lamprey_exchange *exchange)
+enum lamprey_status lamprey_exchange_open(struct lamprey_comm *comm,
+                                          struct lamprey_exchange *exchange)
 {
     memset(exchange, 0, sizeof *exchange);
     exchange->comm = comm;
@@ -78,7 +84,8 @@ enum lamprey_status lamprey_exchange_open(struct lamprey_comm *comm, struct lamp
     }
     if (!status) {
         status = lamprey_driver_check(
-            comm->device->driver->StreamCreate(&exchange->stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+            comm->device->driver->StreamCreate(&exchange->stream, CU_STREAM_NON_BLOCKING),
+            "cuStreamCreate");
     }
     if (status) {
         lamprey_exchange_close(exchange);
@@ -124,7 +131,8 @@ static enum lamprey_status still_alive(const struct lamprey_comm *comm)
     if (atomic_load(&comm->aborted)) {
         return LAMPREY_ERROR_ABORTED;
     }
-    if (comm->nccl->CommGetAsyncError && comm->nccl->CommGetAsyncError(comm->handle, &error) == ncclSuccess &&
+    if (comm->nccl->CommGetAsyncError &&
+        comm->nccl->CommGetAsyncError(comm->handle, &error) == ncclSuccess &&
         error != ncclSuccess && error != ncclInProgress) {
         return LAMPREY_ERROR_NCCL;
     }
@@ -145,22 +153,25 @@ static void name_missing(struct lamprey_exchange *exchange, size_t bytes)
         return;
     }
     for (int rank = 0; rank < comm->nranks; rank++) {
-        driver->MemcpyDtoHAsync(&magic[rank], exchange->buffer->address + (size_t)rank * bytes, sizeof magic[rank],
-                                stream);
+        driver->MemcpyDtoHAsync(&magic[rank], exchange->buffer->address + (size_t)rank * bytes,
+                                sizeof magic[rank], stream);
     }
     while (driver->StreamQuery(stream) == CUDA_ERROR_NOT_READY) {
         sched_yield();
     }
     for (int rank = 0; rank < comm->nranks && length < (int)sizeof ranks - 12; rank++) {
         if (magic[rank] == 0) {
-            length += snprintf(ranks + length, sizeof ranks - (size_t)length, "%s%d", length ? ", " : "", rank);
+            length += snprintf(ranks + length, sizeof ranks - (size_t)length, "%s%d",
+                               length ? ", " : "", rank);
         }
     }
     driver->StreamDestroy(stream);
     free(magic);
-    lamprey_warn("communicator %p, rank %d of %d: waiting for the set-up exchange for %d s; nothing yet from ranks %s. "
+    lamprey_warn("communicator %p, rank %d of %d: waiting for the set-up exchange for %d s; "
+                 "nothing yet from ranks %s. "
                  "Is Lamprey active in all of them?",
-                 (void *)comm->handle, comm->rank, comm->nranks, PATIENCE_MS / 1000, length ? ranks : "(unknown)");
+                 (void *)comm->handle, comm->rank, comm->nranks, PATIENCE_MS / 1000,
+                 length ? ranks : "(unknown)");
 }
 
 static enum lamprey_status wait_for_stream(struct lamprey_exchange *exchange, size_t record_bytes)
@@ -190,7 +201,8 @@ enum lamprey_status lamprey_exchange_wait(struct lamprey_exchange *exchange)
     return wait_for_stream(exchange, 0);
 }
 
-/* A non-blocking communicator enqueues in the background; the stream says nothing before that is done. */
+/* A non-blocking communicator enqueues in the background; the stream says nothing before that is
+ * done. */
 static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
 {
     const struct lamprey_comm *comm = exchange->comm;
@@ -211,7 +223,8 @@ static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
     }
 }
 
-enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, const void *own, size_t bytes, void *all)
+enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, const void *own,
+                                            size_t bytes, void *all)
 {
     const struct lamprey_comm *comm = exchange->comm;
     const struct lamprey_driver *driver = comm->device->driver;
@@ -221,8 +234,8 @@ enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, c
     if (total > BUFFER_BYTES) {
         return LAMPREY_ERROR_INVALID;
     }
-    enum lamprey_status status =
-        lamprey_driver_check(driver->MemsetD8Async(base, 0, total, exchange->stream), "cuMemsetD8Async");
+    enum lamprey_status status = lamprey_driver_check(
+        driver->MemsetD8Async(base, 0, total, exchange->stream), "cuMemsetD8Async");
     if (!status) {
         status = lamprey_driver_check(driver->MemcpyHtoDAsync(place, own, bytes, exchange->stream),
                                       "cuMemcpyHtoDAsync");
@@ -230,8 +243,8 @@ enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, c
     if (status) {
         return status;
     }
-    ncclResult_t result = comm->nccl->AllGather((const void *)place, (void *)base, bytes, ncclUint8, comm->handle,
-                                                (cudaStream_t)exchange->stream);
+    ncclResult_t result = comm->nccl->AllGather((const void *)place, (void *)base, bytes, ncclUint8,
+                                                comm->handle, (cudaStream_t)exchange->stream);
     if (result == ncclInProgress) {
         status = wait_enqueued(exchange);
     } else if (result != ncclSuccess) {

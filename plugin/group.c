@@ -61,7 +61,8 @@ void lamprey_group_enter(const struct lamprey_nccl *nccl)
 bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call)
 {
     struct group *group = &groups[comm->nccl->index];
-    if (!make_room((void **)&group->held, &group->held_room, group->held_count, sizeof *group->held)) {
+    if (!make_room((void **)&group->held, &group->held_room, group->held_count,
+                   sizeof *group->held)) {
         return false;
     }
     atomic_fetch_add(&comm->references, 1);
@@ -77,7 +78,8 @@ void lamprey_group_note(struct lamprey_comm *comm, CUstream stream)
             return;
         }
     }
-    if (make_room((void **)&group->noted, &group->noted_room, group->noted_count, sizeof *group->noted)) {
+    if (make_room((void **)&group->noted, &group->noted_room, group->noted_count,
+                  sizeof *group->noted)) {
         atomic_fetch_add(&comm->references, 1);
         group->noted[group->noted_count++] = (struct noted){.comm = comm, .stream = stream};
     }
@@ -103,8 +105,8 @@ static void order_before(struct group *group)
         struct lamprey_workspace *workspace = atomic_load(&noted->comm->workspace);
         bool pushed = false;
         if (workspace && lamprey_device_enter(noted->comm->device, &pushed) == LAMPREY_OK) {
-            noted->ordered =
-                lamprey_order_before(&noted->comm->order, workspace, noted->stream, &noted->step) == LAMPREY_OK;
+            noted->ordered = lamprey_order_before(&noted->comm->order, workspace, noted->stream,
+                                                  &noted->step) == LAMPREY_OK;
             lamprey_device_leave(noted->comm->device, pushed);
         }
     }
@@ -116,8 +118,8 @@ static void order_after(struct group *group)
         struct noted *noted = &group->noted[i];
         bool pushed = false;
         if (noted->ordered && lamprey_device_enter(noted->comm->device, &pushed) == LAMPREY_OK) {
-            lamprey_order_after(&noted->comm->order, atomic_load(&noted->comm->workspace), noted->stream,
-                                &noted->step);
+            lamprey_order_after(&noted->comm->order, atomic_load(&noted->comm->workspace),
+                                noted->stream, &noted->step);
             lamprey_device_leave(noted->comm->device, pushed);
         }
     }
@@ -145,7 +147,8 @@ static void set_up_new(struct group *group)
 static bool is_ours(const struct held *held)
 {
     return atomic_load(&held->comm->state) == LAMPREY_COMM_SERVED &&
-           lamprey_decide(&held->comm->agreed, held->call.count, held->call.type, held->call.op) == LAMPREY_SERVE;
+           lamprey_decide(&held->comm->agreed, held->call.count, held->call.type, held->call.op) ==
+               LAMPREY_SERVE;
 }
 
 /* Held calls that turn out to be NCCL's, as one group of NCCL's. */
@@ -160,17 +163,19 @@ static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, 
     }
     for (size_t i = 0; i < count; i++) {
         const struct lamprey_call *call = &held[i].call;
-        lamprey_count(&held[i].comm->counters, atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
-                                                   ? LAMPREY_COUNT_fallback_size
-                                                   : LAMPREY_COUNT_fallback_communicator);
-        nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op, held[i].comm->handle,
-                        (cudaStream_t)call->stream); /* NCCL remembers an error and End returns it */
+        lamprey_count(&held[i].comm->counters,
+                      atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
+                          ? LAMPREY_COUNT_fallback_size
+                          : LAMPREY_COUNT_fallback_communicator);
+        nccl->AllReduce(
+            call->send, call->recv, call->count, call->type, call->op, held[i].comm->handle,
+            (cudaStream_t)call->stream); /* NCCL remembers an error and End returns it */
     }
     return nccl->GroupEnd();
 }
 
-/* Turn by turn over the communicators, in the order of their agreed ids: never in call order, which may differ by rank,
- * and never one communicator's whole queue before another's first call. */
+/* Turn by turn over the communicators, in the order of their agreed ids: never in call order, which
+ * may differ by rank, and never one communicator's whole queue before another's first call. */
 static int by_turn(const void *a, const void *b)
 {
     const struct held *left = a;
@@ -221,7 +226,8 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct group
         struct lamprey_comm *comm = group->held[i].comm;
         ncclResult_t state = ncclInProgress;
         while (!atomic_load(&comm->aborted) && nccl->CommGetAsyncError &&
-               nccl->CommGetAsyncError(comm->handle, &state) == ncclSuccess && state == ncclInProgress) {
+               nccl->CommGetAsyncError(comm->handle, &state) == ncclSuccess &&
+               state == ncclInProgress) {
             sched_yield();
         }
     }
@@ -254,7 +260,8 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
         current->depth -= current->depth > 0;
         return nccl->GroupEnd();
     }
-    /* From here on the thread is outside: NCCL may call its own public functions while it launches. */
+    /* From here on the thread is outside: NCCL may call its own public functions while it launches.
+     */
     struct group group = *current;
     memset(current, 0, sizeof *current);
     order_before(&group);

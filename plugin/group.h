@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a thread does between ncclGroupStart and ncclGroupEnd of an image: our all-reduces are held back and go out once
- * the outermost End has launched NCCL's own part. */
+/* What a thread does between ncclGroupStart and ncclGroupEnd of an image: our all-reduces are held
+ * back and go out once the outermost End has launched NCCL's own part. */
 #ifndef LAMPREY_PLUGIN_GROUP_H
 #define LAMPREY_PLUGIN_GROUP_H
 
@@ -9,7 +9,8 @@
 /* True between Start and End in this thread. */
 bool lamprey_group_open(const struct lamprey_nccl *nccl);
 
-/* Start and its undoing. A GroupEnd that was never started here (we came in the middle) isn't counted. */
+/* Start and its undoing. A GroupEnd that was never started here (we came in the middle) isn't
+ * counted. */
 void lamprey_group_enter(const struct lamprey_nccl *nccl);
 
 /* Holds a call back; takes a reference of comm. False: no memory. */

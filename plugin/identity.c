@@ -42,8 +42,8 @@ static uint64_t hash(uint64_t seed, const void *data, size_t bytes)
     return seed;
 }
 
-/* One boot of one kernel, with the same shared memory and the same abstract socket names: only then can descriptors be
- * passed. A hostname says neither. */
+/* One boot of one kernel, with the same shared memory and the same abstract socket names: only then
+ * can descriptors be passed. A hostname says neither. */
 static bool host_id(uint8_t id[16])
 {
     char boot[64] = "";
@@ -82,20 +82,21 @@ static void open_topology(void)
         return;
     }
     const char *slash = strrchr(own.dli_fname, '/');
-    snprintf(path, sizeof path, "%.*sliblamprey-topology.so", slash ? (int)(slash + 1 - own.dli_fname) : 0,
-             own.dli_fname);
+    snprintf(path, sizeof path, "%.*sliblamprey-topology.so",
+             slash ? (int)(slash + 1 - own.dli_fname) : 0, own.dli_fname);
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     void *symbol = library ? dlsym(library, "lampreyTopologyDescribe") : NULL;
     if (!symbol) {
         const char *error = dlerror();
-        snprintf(describe_missing, sizeof describe_missing, "no topology (%.120s)", error ? error : path);
+        snprintf(describe_missing, sizeof describe_missing, "no topology (%.120s)",
+                 error ? error : path);
         return;
     }
     describe = (lamprey_topology_describe)(uintptr_t)symbol;
 }
 
-void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_domain_record *record, char *reason,
-                          size_t reason_size)
+void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_domain_record *record,
+                          char *reason, size_t reason_size)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     char text[96] = "";
@@ -112,8 +113,8 @@ void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_do
         snprintf(reason, reason_size, "%s", describe_missing);
         return;
     }
-    int error = describe(LAMPREY_TOPOLOGY_VERSION, lamprey_config_get()->topology, device->pci_id, &record->links,
-                         sizeof record->links, text, sizeof text);
+    int error = describe(LAMPREY_TOPOLOGY_VERSION, lamprey_config_get()->topology, device->pci_id,
+                         &record->links, sizeof record->links, text, sizeof text);
     if (error) {
         snprintf(reason, reason_size, "topology: %s", text[0] ? text : strerror(error));
     }
@@ -128,8 +129,8 @@ static bool switched_on(const char *name)
 
 void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, size_t reason_size)
 {
-    static const char *const variables[] = {"NCCL_P2P_DISABLE", "NCCL_CHECK_POINTERS", "NCCL_CHECK_MODE",
-                                            "NCCL_LAUNCH_ORDER_IMPLICIT"};
+    static const char *const variables[] = {"NCCL_P2P_DISABLE", "NCCL_CHECK_POINTERS",
+                                            "NCCL_CHECK_MODE", "NCCL_LAUNCH_ORDER_IMPLICIT"};
     const char *level = getenv("NCCL_P2P_LEVEL");
     if (lamprey_config_get()->disable) {
         snprintf(reason, reason_size, "LAMPREY_DISABLE is set");
@@ -144,7 +145,8 @@ void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, 
     if (level && (strcasecmp(level, "LOC") == 0 || strcmp(level, "0") == 0)) {
         snprintf(reason, reason_size, "NCCL_P2P_LEVEL=%s", level);
     } else if (nccl->over_got) {
-        snprintf(reason, reason_size, "NCCL's code can't be redirected, and callers' slots miss some calls");
+        snprintf(reason, reason_size,
+                 "NCCL's code can't be redirected, and callers' slots miss some calls");
     } else if (lamprey_driver_missing()[0]) {
         snprintf(reason, reason_size, "%s", lamprey_driver_missing());
     }

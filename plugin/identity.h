@@ -10,12 +10,13 @@
 /* Random, the same for all communicators of this process. */
 void lamprey_identity_process(uint8_t process[16]);
 
-/* The GPU's place: host id, PCI id, UUID and NVLink as liblamprey-topology.so sees it. reason is left alone unless
- * something is missing. */
-void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_domain_record *record, char *reason,
-                          size_t reason_size);
+/* The GPU's place: host id, PCI id, UUID and NVLink as liblamprey-topology.so sees it. reason is
+ * left alone unless something is missing. */
+void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_domain_record *record,
+                          char *reason, size_t reason_size);
 
-/* Settings of the user, ours and NCCL's, under which we stand down; reason is left alone if there is none. */
+/* Settings of the user, ours and NCCL's, under which we stand down; reason is left alone if there
+ * is none. */
 void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, size_t reason_size);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What NCCL's functions become. Every wrapper passes on what it doesn't know and is re-entrant, since NCCL calls some of
- * its own public names. */
+/* What NCCL's functions become. Every wrapper passes on what it doesn't know and is re-entrant,
+ * since NCCL calls some of its own public names. */
 #include <stdbool.h>
 
 #include "plugin/group.h"
@@ -34,7 +34,8 @@ static enum lamprey_counter counter_of(enum lamprey_decision decision)
 }
 
 /* NCCL's all-reduce, in order with ours. */
-static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm, const struct lamprey_call *call)
+static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                            const struct lamprey_call *call)
 {
     struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
     struct lamprey_order_step step;
@@ -69,7 +70,8 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         }
         enum lamprey_status status = lamprey_setup(comm);
         if (status && status != LAMPREY_ERROR_NCCL && status != LAMPREY_ERROR_ABORTED) {
-            return ncclUnhandledCudaError; /* peers wait in the exchange: an all-reduce now would corrupt it */
+            return ncclUnhandledCudaError; /* peers wait in the exchange: an all-reduce now would
+                                              corrupt it */
         }
     }
     switch (atomic_load(&comm->state)) {
@@ -82,7 +84,8 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_communicator);
         return pass_on(nccl, comm, call);
     }
-    const enum lamprey_decision decision = lamprey_decide(&comm->agreed, call->count, call->type, call->op);
+    const enum lamprey_decision decision =
+        lamprey_decide(&comm->agreed, call->count, call->type, call->op);
     if (decision != LAMPREY_SERVE) {
         lamprey_count(&comm->counters, counter_of(decision));
         return pass_on(nccl, comm, call);
@@ -93,8 +96,9 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
     return lamprey_launch(comm, call, false);
 }
 
-static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, void *recv, size_t count,
-                                 ncclDataType_t type, ncclRedOp_t op, ncclComm_t handle, cudaStream_t stream)
+static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, void *recv,
+                                 size_t count, ncclDataType_t type, ncclRedOp_t op,
+                                 ncclComm_t handle, cudaStream_t stream)
 {
     const struct lamprey_call call = {send, recv, count, type, op, (CUstream)stream};
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
@@ -132,8 +136,8 @@ static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 
 /* ---- life-cycle ---- */
 
-/* A fresh communicator may have the address of one that went away unseen. Inside a group the handle isn't written yet:
- * what stands there may be a living communicator's. */
+/* A fresh communicator may have the address of one that went away unseen. Inside a group the handle
+ * isn't written yet: what stands there may be a living communicator's. */
 static ncclResult_t made(struct lamprey_nccl *nccl, ncclResult_t result, const ncclComm_t *comm)
 {
     if (passive()) {
@@ -146,12 +150,14 @@ static ncclResult_t made(struct lamprey_nccl *nccl, ncclResult_t result, const n
     return result;
 }
 
-static ncclResult_t on_CommInitRank(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks, ncclUniqueId id, int rank)
+static ncclResult_t on_CommInitRank(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
+                                    ncclUniqueId id, int rank)
 {
     return made(nccl, nccl->CommInitRank(comm, nranks, id, rank), comm);
 }
 
-static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms, int ndev, const int *devices)
+static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms, int ndev,
+                                   const int *devices)
 {
     ncclResult_t result = nccl->CommInitAll(comms, ndev, devices);
     for (int i = 0; comms && i < ndev; i++) {
@@ -160,26 +166,28 @@ static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms,
     return result;
 }
 
-static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks, ncclUniqueId id,
-                                          int rank, ncclConfig_t *config)
+static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
+                                          ncclUniqueId id, int rank, ncclConfig_t *config)
 {
     return made(nccl, nccl->CommInitRankConfig(comm, nranks, id, rank, config), comm);
 }
 
-static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks, int rank, int nids,
-                                            ncclUniqueId *ids, ncclConfig_t *config)
+static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
+                                            int rank, int nids, ncclUniqueId *ids,
+                                            ncclConfig_t *config)
 {
     return made(nccl, nccl->CommInitRankScalable(comm, nranks, rank, nids, ids, config), comm);
 }
 
-static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key, ncclComm_t *child,
-                                 ncclConfig_t *config)
+static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key,
+                                 ncclComm_t *child, ncclConfig_t *config)
 {
     return made(nccl, nccl->CommSplit(comm, color, key, child, config), child);
 }
 
-static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, int *exclude, int exclude_count,
-                                  ncclComm_t *child, ncclConfig_t *config, int flags)
+static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, int *exclude,
+                                  int exclude_count, ncclComm_t *child, ncclConfig_t *config,
+                                  int flags)
 {
     const int shrink_abort = 1; /* NCCL_SHRINK_ABORT: what is in flight on the parent must leave */
     if (flags & shrink_abort) {
@@ -188,8 +196,9 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
     return made(nccl, nccl->CommShrink(comm, exclude, exclude_count, child, config, flags), child);
 }
 
-static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int nranks, const ncclUniqueId *id,
-                                int rank, ncclComm_t *child, ncclConfig_t *config)
+static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int nranks,
+                                const ncclUniqueId *id, int rank, ncclComm_t *child,
+                                ncclConfig_t *config)
 {
     return made(nccl, nccl->CommGrow(comm, nranks, id, rank, child, config), child);
 }
@@ -239,7 +248,8 @@ static ncclResult_t on_CommResume(struct lamprey_nccl *nccl, ncclComm_t comm)
     return nccl->CommResume(comm);
 }
 
-static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t comm, ncclResult_t *error)
+static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t comm,
+                                         ncclResult_t *error)
 {
     return nccl->CommGetAsyncError(comm, error);
 }
@@ -252,7 +262,8 @@ struct passage {
     struct lamprey_order_step step;
 };
 
-static void enter_passage(struct lamprey_nccl *nccl, ncclComm_t handle, cudaStream_t stream, struct passage *passage)
+static void enter_passage(struct lamprey_nccl *nccl, ncclComm_t handle, cudaStream_t stream,
+                          struct passage *passage)
 {
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
@@ -261,7 +272,8 @@ static void enter_passage(struct lamprey_nccl *nccl, ncclComm_t handle, cudaStre
     if (workspace && lamprey_group_open(nccl)) {
         lamprey_group_note(comm, (CUstream)stream);
     } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
-        if (lamprey_order_before(&comm->order, workspace, (CUstream)stream, &passage->step) == LAMPREY_OK) {
+        if (lamprey_order_before(&comm->order, workspace, (CUstream)stream, &passage->step) ==
+            LAMPREY_OK) {
             passage->comm = comm;
             passage->workspace = workspace;
         }
@@ -285,33 +297,38 @@ static void leave_passage(cudaStream_t stream, struct passage *passage)
 
 #define LAMPREY_LIST(...) __VA_ARGS__
 
-#define LAMPREY_ORDERED(name, parameters, arguments)                                                                   \
-    static ncclResult_t on_##name(struct lamprey_nccl *nccl, LAMPREY_LIST parameters)                                  \
-    {                                                                                                                  \
-        struct passage passage;                                                                                        \
-        enter_passage(nccl, comm, stream, &passage);                                                                   \
-        ncclResult_t result = nccl->name arguments;                                                                    \
-        leave_passage(stream, &passage);                                                                               \
-        return result;                                                                                                 \
+#define LAMPREY_ORDERED(name, parameters, arguments)                                               \
+    static ncclResult_t on_##name(struct lamprey_nccl *nccl, LAMPREY_LIST parameters)              \
+    {                                                                                              \
+        struct passage passage;                                                                    \
+        enter_passage(nccl, comm, stream, &passage);                                               \
+        ncclResult_t result = nccl->name arguments;                                                \
+        leave_passage(stream, &passage);                                                           \
+        return result;                                                                             \
     }
 LAMPREY_NCCL_ORDERED(LAMPREY_ORDERED)
 
-/* ---- one copy of every wrapper per image, since a wrapper can't tell otherwise who called it ---- */
+/* ---- one copy of every wrapper per image, since a wrapper can't tell otherwise who called it ----
+ */
 
 #define LAMPREY_CALL_(function, nccl, ...) function(nccl __VA_OPT__(, ) __VA_ARGS__)
 #define LAMPREY_CALL(...) LAMPREY_CALL_(__VA_ARGS__)
 
-#define LAMPREY_WRAPPER(image, name, parameters, arguments)                                                            \
-    static ncclResult_t wrapper_##image##_##name parameters                                                            \
-    {                                                                                                                  \
-        return LAMPREY_CALL(on_##name, &lamprey_nccls[image], LAMPREY_LIST arguments);                                 \
+#define LAMPREY_WRAPPER(image, name, parameters, arguments)                                        \
+    static ncclResult_t wrapper_##image##_##name parameters                                        \
+    {                                                                                              \
+        return LAMPREY_CALL(on_##name, &lamprey_nccls[image], LAMPREY_LIST arguments);             \
     }
-#define LAMPREY_WRAPPER_0(name, parameters, arguments) LAMPREY_WRAPPER(0, name, parameters, arguments)
-#define LAMPREY_WRAPPER_1(name, parameters, arguments) LAMPREY_WRAPPER(1, name, parameters, arguments)
-#define LAMPREY_WRAPPER_2(name, parameters, arguments) LAMPREY_WRAPPER(2, name, parameters, arguments)
-#define LAMPREY_WRAPPER_3(name, parameters, arguments) LAMPREY_WRAPPER(3, name, parameters, arguments)
-#define LAMPREY_WRAPPERS(image)                                                                                        \
-    LAMPREY_NCCL_INTERCEPTED(LAMPREY_WRAPPER_##image)                                                                  \
+#define LAMPREY_WRAPPER_0(name, parameters, arguments)                                             \
+    LAMPREY_WRAPPER(0, name, parameters, arguments)
+#define LAMPREY_WRAPPER_1(name, parameters, arguments)                                             \
+    LAMPREY_WRAPPER(1, name, parameters, arguments)
+#define LAMPREY_WRAPPER_2(name, parameters, arguments)                                             \
+    LAMPREY_WRAPPER(2, name, parameters, arguments)
+#define LAMPREY_WRAPPER_3(name, parameters, arguments)                                             \
+    LAMPREY_WRAPPER(3, name, parameters, arguments)
+#define LAMPREY_WRAPPERS(image)                                                                    \
+    LAMPREY_NCCL_INTERCEPTED(LAMPREY_WRAPPER_##image)                                              \
     LAMPREY_NCCL_ORDERED(LAMPREY_WRAPPER_##image)
 
 LAMPREY_WRAPPERS(0)
@@ -323,10 +340,11 @@ LAMPREY_WRAPPERS(3)
 #define LAMPREY_ENTRY_1(name, parameters, arguments) (void *)wrapper_1_##name,
 #define LAMPREY_ENTRY_2(name, parameters, arguments) (void *)wrapper_2_##name,
 #define LAMPREY_ENTRY_3(name, parameters, arguments) (void *)wrapper_3_##name,
-#define LAMPREY_ENTRIES(image)                                                                                         \
-    {                                                                                                                  \
-        LAMPREY_NCCL_INTERCEPTED(LAMPREY_ENTRY_##image) LAMPREY_NCCL_ORDERED(LAMPREY_ENTRY_##image)                    \
+#define LAMPREY_ENTRIES(image)                                                                     \
+    {                                                                                              \
+        LAMPREY_NCCL_INTERCEPTED(LAMPREY_ENTRY_##image)                                            \
+        LAMPREY_NCCL_ORDERED(LAMPREY_ENTRY_##image)                                                \
     }
 
-void *const lamprey_replacements[LAMPREY_MAX_IMAGES][64] = {LAMPREY_ENTRIES(0), LAMPREY_ENTRIES(1), LAMPREY_ENTRIES(2),
-                                                            LAMPREY_ENTRIES(3)};
+void *const lamprey_replacements[LAMPREY_MAX_IMAGES][64] = {LAMPREY_ENTRIES(0), LAMPREY_ENTRIES(1),
+                                                            LAMPREY_ENTRIES(2), LAMPREY_ENTRIES(3)};

@@ -20,13 +20,15 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
         .flags = lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL ? LAMPREY_FLAG_SIGNAL : 0,
     };
     for (uint32_t rank = 0; rank < workspace->nranks; rank++) {
-        CUdeviceptr address = rank == workspace->rank ? workspace->own.address : workspace->peers[rank].address;
+        CUdeviceptr address =
+            rank == workspace->rank ? workspace->own.address : workspace->peers[rank].address;
         params->staging[rank] = (unsigned char *)address;
     }
 }
 
-static CUresult launch_kernel(const struct lamprey_device *device, CUfunction kernel, const struct lamprey_grid *grid,
-                              CUstream stream, struct lamprey_all_reduce_params *params)
+static CUresult launch_kernel(const struct lamprey_device *device, CUfunction kernel,
+                              const struct lamprey_grid *grid, CUstream stream,
+                              struct lamprey_all_reduce_params *params)
 {
     void *arguments[] = {params};
     CUlaunchAttribute overlap = {
@@ -48,14 +50,16 @@ static CUresult launch_kernel(const struct lamprey_device *device, CUfunction ke
     return device->driver->LaunchKernelEx(&config, kernel, arguments, NULL);
 }
 
-ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call, bool grouped)
+ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call,
+                            bool grouped)
 {
     const struct lamprey_device *device = comm->device;
     struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
     const int element = lamprey_element_of(call->type);
-    const uint64_t bytes = (uint64_t)call->count * lamprey_element_bytes((enum lamprey_element)element);
-    const struct lamprey_grid grid =
-        lamprey_grid_of((bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES, workspace->lanes);
+    const uint64_t bytes =
+        (uint64_t)call->count * lamprey_element_bytes((enum lamprey_element)element);
+    const struct lamprey_grid grid = lamprey_grid_of(
+        (bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES, workspace->lanes);
     struct lamprey_all_reduce_params params;
     struct lamprey_order_step step;
     bool pushed = false;
@@ -89,7 +93,7 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
 
 failed:
     lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-    lamprey_warn("communicator %p, rank %d: the all-reduce can't be launched (%s)", (void *)comm->handle, comm->rank,
-                 lamprey_status_name(status));
+    lamprey_warn("communicator %p, rank %d: the all-reduce can't be launched (%s)",
+                 (void *)comm->handle, comm->rank, lamprey_status_name(status));
     return ncclUnhandledCudaError;
 }

@@ -15,8 +15,10 @@ struct lamprey_call {
     CUstream stream;
 };
 
-/* Launches a call that lamprey_decide has found to be ours on a served communicator. Doesn't wait for the GPU. A
- * failure can't go to NCCL any more, since the peers may have launched: ncclUnhandledCudaError. */
-ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call, bool grouped);
+/* Launches a call that lamprey_decide has found to be ours on a served communicator. Doesn't wait
+ * for the GPU. A failure can't go to NCCL any more, since the peers may have launched:
+ * ncclUnhandledCudaError. */
+ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call,
+                            bool grouped);
 
 #endif

@@ -46,7 +46,8 @@ static void log_to_stderr(enum lamprey_log_level level, const char *text)
     static const char *const names[] = {"ERROR", "WARN", "INFO", "DEBUG"};
     char host[64] = "";
     gethostname(host, sizeof host - 1);
-    fprintf(stderr, "%s:%d:%ld Lamprey %s %s\n", host, (int)getpid(), (long)syscall(SYS_gettid), names[level], text);
+    fprintf(stderr, "%s:%d:%ld Lamprey %s %s\n", host, (int)getpid(), (long)syscall(SYS_gettid),
+            names[level], text);
 }
 
 void lamprey_log(enum lamprey_log_level level, const char *file, int line, const char *format, ...)

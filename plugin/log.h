@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Log lines. They go to NCCL's logger once a door has handed it over, else to stderr with host, pid and thread.
- * Warnings and errors always show; info shows as NCCL_DEBUG=INFO (or TRACE) asks, debug as NCCL_DEBUG=TRACE. */
+/* Log lines. They go to NCCL's logger once a door has handed it over, else to stderr with host, pid
+ * and thread. Warnings and errors always show; info shows as NCCL_DEBUG=INFO (or TRACE) asks, debug
+ * as NCCL_DEBUG=TRACE. */
 #ifndef LAMPREY_PLUGIN_LOG_H
 #define LAMPREY_PLUGIN_LOG_H
 
@@ -19,7 +20,8 @@ enum lamprey_log_level {
 typedef void (*lamprey_nccl_logger)(int level, unsigned long subsystems, const char *file, int line,
                                     const char *format, ...);
 
-/* The first non-NULL logger stays; thread-safe. Call it only for stock NCCL (forks have other signatures). */
+/* The first non-NULL logger stays; thread-safe. Call it only for stock NCCL (forks have other
+ * signatures). */
 void lamprey_log_set_nccl_logger(lamprey_nccl_logger logger);
 
 void lamprey_log(enum lamprey_log_level level, const char *file, int line, const char *format, ...)

@@ -85,8 +85,10 @@ static enum lamprey_status send_message(int socket, uint32_t rank, int descripto
         char space[CMSG_SPACE(sizeof(int))];
     } control;
     memset(&control, 0, sizeof control);
-    struct msghdr header = {
-        .msg_iov = &data, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
+    struct msghdr header = {.msg_iov = &data,
+                            .msg_iovlen = 1,
+                            .msg_control = control.space,
+                            .msg_controllen = sizeof control.space};
     struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
     rights->cmsg_level = SOL_SOCKET;
     rights->cmsg_type = SCM_RIGHTS;
@@ -108,7 +110,8 @@ enum lamprey_status lamprey_mailbox_send(const uint8_t token[16], uint32_t rank,
         lamprey_warn("socket failed: %s", strerror(errno));
         return LAMPREY_ERROR_SYSTEM;
     }
-    /* The backlog holds a whole communicator, so connect doesn't block; should it all the same, this bounds it. */
+    /* The backlog holds a whole communicator, so connect doesn't block; should it all the same,
+     * this bounds it. */
     const struct timeval limit = {.tv_sec = 5};
     setsockopt(channel, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     enum lamprey_status status = LAMPREY_ERROR_SYSTEM;
@@ -131,7 +134,8 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-static enum lamprey_status wait_readable(int descriptor, int64_t deadline, const atomic_bool *aborted)
+static enum lamprey_status wait_readable(int descriptor, int64_t deadline,
+                                         const atomic_bool *aborted)
 {
     for (;;) {
         if (atomic_load(aborted)) {
@@ -160,11 +164,14 @@ static enum lamprey_status receive_message(int channel, uint32_t *rank, int *des
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof(int))];
     } control;
-    struct msghdr header = {
-        .msg_iov = &data, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
+    struct msghdr header = {.msg_iov = &data,
+                            .msg_iovlen = 1,
+                            .msg_control = control.space,
+                            .msg_controllen = sizeof control.space};
     ssize_t length = recvmsg(channel, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     int received = -1;
-    for (struct cmsghdr *part = length >= 0 ? CMSG_FIRSTHDR(&header) : NULL; part; part = CMSG_NXTHDR(&header, part)) {
+    for (struct cmsghdr *part = length >= 0 ? CMSG_FIRSTHDR(&header) : NULL; part;
+         part = CMSG_NXTHDR(&header, part)) {
         if (part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS &&
             part->cmsg_len == CMSG_LEN(sizeof(int))) {
             memcpy(&received, CMSG_DATA(part), sizeof received);
@@ -182,7 +189,8 @@ static enum lamprey_status receive_message(int channel, uint32_t *rank, int *des
 }
 
 enum lamprey_status lamprey_mailbox_receive(const struct lamprey_mailbox *mailbox, int timeout_ms,
-                                            const atomic_bool *aborted, uint32_t *rank, int *descriptor)
+                                            const atomic_bool *aborted, uint32_t *rank,
+                                            int *descriptor)
 {
     const int64_t deadline = now_ms() + timeout_ms;
     for (;;) {
@@ -202,7 +210,8 @@ enum lamprey_status lamprey_mailbox_receive(const struct lamprey_mailbox *mailbo
             status = receive_message(channel, rank, descriptor);
         }
         close(channel);
-        if (status == LAMPREY_OK || status == LAMPREY_ERROR_ABORTED || status == LAMPREY_ERROR_TIMEOUT) {
+        if (status == LAMPREY_OK || status == LAMPREY_ERROR_ABORTED ||
+            status == LAMPREY_ERROR_TIMEOUT) {
             return status;
         }
     }

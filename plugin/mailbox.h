@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Passes descriptors between the processes of one host: a Unix socket with an unguessable abstract name per rank and
- * set-up. Both ends check that the other runs under the same user. */
+/* Passes descriptors between the processes of one host: a Unix socket with an unguessable abstract
+ * name per rank and set-up. Both ends check that the other runs under the same user. */
 #ifndef LAMPREY_PLUGIN_MAILBOX_H
 #define LAMPREY_PLUGIN_MAILBOX_H
 
@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 struct lamprey_mailbox {
-    int listener;     /* -1: closed */
+    int listener;      /* -1: closed */
     uint8_t token[16]; /* random; names the socket */
 };
 
@@ -30,13 +30,16 @@ enum lamprey_status lamprey_mailbox_open(struct lamprey_mailbox *mailbox, int ba
 /* Closes; fine on a closed one. */
 void lamprey_mailbox_close(struct lamprey_mailbox *mailbox);
 
-/* Puts descriptor and the sender's rank into the mailbox that token names. Doesn't wait for the receiver. */
+/* Puts descriptor and the sender's rank into the mailbox that token names. Doesn't wait for the
+ * receiver. */
 enum lamprey_status lamprey_mailbox_send(const uint8_t token[16], uint32_t rank, int descriptor);
 
-/* Takes one message: rank and descriptor (the caller closes it). Connections of other users and malformed messages are
- * dropped. LAMPREY_ERROR_TIMEOUT after timeout_ms, LAMPREY_ERROR_ABORTED soon after *aborted is set. */
+/* Takes one message: rank and descriptor (the caller closes it). Connections of other users and
+ * malformed messages are dropped. LAMPREY_ERROR_TIMEOUT after timeout_ms, LAMPREY_ERROR_ABORTED
+ * soon after *aborted is set. */
 enum lamprey_status lamprey_mailbox_receive(const struct lamprey_mailbox *mailbox, int timeout_ms,
-                                            const atomic_bool *aborted, uint32_t *rank, int *descriptor);
+                                            const atomic_bool *aborted, uint32_t *rank,
+                                            int *descriptor);
 
 #ifdef __cplusplus
 }

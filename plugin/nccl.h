@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One NCCL image that we are attached to: its originals, as they were before the redirection. A process may hold two
- * NCCLs; a communicator only ever goes back to the one that made it. */
+/* One NCCL image that we are attached to: its originals, as they were before the redirection. A
+ * process may hold two NCCLs; a communicator only ever goes back to the one that made it. */
 #ifndef LAMPREY_PLUGIN_NCCL_H
 #define LAMPREY_PLUGIN_NCCL_H
 
@@ -31,7 +31,8 @@ struct lamprey_nccl {
 /* Slot by slot; only attach.c writes, before the redirection becomes visible. */
 extern struct lamprey_nccl lamprey_nccls[LAMPREY_MAX_IMAGES];
 
-/* What replaces the functions of image index, in the order of the lists: intercepted, then ordered. */
+/* What replaces the functions of image index, in the order of the lists: intercepted, then ordered.
+ */
 extern void *const lamprey_replacements[LAMPREY_MAX_IMAGES][64];
 
 /* Set in the child of a fork, where CUDA is gone: everything passes through. */

@@ -23,7 +23,8 @@ static uint64_t identity(const struct lamprey_driver *driver, CUstream stream)
         return id + 1;
     }
     /* The per-thread stream is another one in each thread. */
-    return stream == PER_THREAD_STREAM ? (uint64_t)pthread_self() | 1 : (uint64_t)(uintptr_t)stream + 1;
+    return stream == PER_THREAD_STREAM ? (uint64_t)pthread_self() | 1
+                                       : (uint64_t)(uintptr_t)stream + 1;
 }
 
 static struct lamprey_capture *capture_of(struct lamprey_order *order, cuuint64_t id)
@@ -47,8 +48,9 @@ static struct lamprey_capture *capture_of(struct lamprey_order *order, cuuint64_
     return found;
 }
 
-static enum lamprey_status before_captured(struct lamprey_order *order, struct lamprey_workspace *workspace,
-                                           CUstream stream, cuuint64_t id, struct lamprey_order_step *step)
+static enum lamprey_status before_captured(struct lamprey_order *order,
+                                           struct lamprey_workspace *workspace, CUstream stream,
+                                           cuuint64_t id, struct lamprey_order_step *step)
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     step->capture = capture_of(order, id);
@@ -58,7 +60,8 @@ static enum lamprey_status before_captured(struct lamprey_order *order, struct l
         if (!status && !step->skip) {
             order->captured = true;
             status = lamprey_driver_check(
-                driver->StreamWaitEvent(stream, workspace->serial, CU_EVENT_WAIT_EXTERNAL), "cuStreamWaitEvent");
+                driver->StreamWaitEvent(stream, workspace->serial, CU_EVENT_WAIT_EXTERNAL),
+                "cuStreamWaitEvent");
         }
     } else if (step->capture->stream != step->stream) {
         status = lamprey_driver_check(
@@ -69,8 +72,9 @@ static enum lamprey_status before_captured(struct lamprey_order *order, struct l
     return status;
 }
 
-enum lamprey_status lamprey_order_before(struct lamprey_order *order, struct lamprey_workspace *workspace,
-                                         CUstream stream, struct lamprey_order_step *step)
+enum lamprey_status lamprey_order_before(struct lamprey_order *order,
+                                         struct lamprey_workspace *workspace, CUstream stream,
+                                         struct lamprey_order_step *step)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, read_mixing);
@@ -90,8 +94,9 @@ enum lamprey_status lamprey_order_before(struct lamprey_order *order, struct lam
         return before_captured(order, workspace, stream, id, step);
     }
     if (order->captured || (order->used && order->stream != step->stream)) {
-        status = lamprey_driver_check(driver->StreamWaitEvent(stream, workspace->serial, CU_EVENT_WAIT_DEFAULT),
-                                      "cuStreamWaitEvent");
+        status = lamprey_driver_check(
+            driver->StreamWaitEvent(stream, workspace->serial, CU_EVENT_WAIT_DEFAULT),
+            "cuStreamWaitEvent");
     }
     return status;
 }
@@ -117,9 +122,10 @@ static enum lamprey_status after_captured(struct lamprey_workspace *workspace, C
         return LAMPREY_OK;
     }
     if (!capture->record) {
-        return lamprey_driver_check(
-            driver->GraphAddEventRecordNode(&capture->record, step->graph, nodes, count, workspace->serial),
-            "cuGraphAddEventRecordNode");
+        return lamprey_driver_check(driver->GraphAddEventRecordNode(&capture->record, step->graph,
+                                                                    nodes, count,
+                                                                    workspace->serial),
+                                    "cuGraphAddEventRecordNode");
     }
     for (size_t i = 0; i < count && !status; i++) {
         status = lamprey_driver_check(
@@ -129,13 +135,15 @@ static enum lamprey_status after_captured(struct lamprey_workspace *workspace, C
     return status;
 }
 
-enum lamprey_status lamprey_order_after(struct lamprey_order *order, struct lamprey_workspace *workspace,
-                                        CUstream stream, const struct lamprey_order_step *step)
+enum lamprey_status lamprey_order_after(struct lamprey_order *order,
+                                        struct lamprey_workspace *workspace, CUstream stream,
+                                        const struct lamprey_order_step *step)
 {
     if (step->capture) {
         return after_captured(workspace, stream, step);
     }
     order->used = true;
     order->stream = step->stream;
-    return lamprey_driver_check(workspace->device->driver->EventRecord(workspace->serial, stream), "cuEventRecord");
+    return lamprey_driver_check(workspace->device->driver->EventRecord(workspace->serial, stream),
+                                "cuEventRecord");
 }

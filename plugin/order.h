@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Keeps all work of a served communicator in call order, ours and NCCL's, whatever streams it is on, as NCCL keeps its
- * own: eager work by an event that is recorded after each piece and waited for when the stream changes; captured work
- * by one external wait before a capture's first piece and one external record after its last, so that replays are
- * ordered with live calls and with other replays. */
+/* Keeps all work of a served communicator in call order, ours and NCCL's, whatever streams it is
+ * on, as NCCL keeps its own: eager work by an event that is recorded after each piece and waited
+ * for when the stream changes; captured work by one external wait before a capture's first piece
+ * and one external record after its last, so that replays are ordered with live calls and with
+ * other replays. */
 #ifndef LAMPREY_PLUGIN_ORDER_H
 #define LAMPREY_PLUGIN_ORDER_H
 
@@ -22,9 +23,9 @@ struct lamprey_capture {
 };
 
 struct lamprey_order {
-    bool used;             /* some eager work was recorded */
-    bool captured;         /* some capture was ever made: replays record the event behind our back */
-    uint64_t stream;       /* identity of the stream of the latest eager work */
+    bool used;       /* some eager work was recorded */
+    bool captured;   /* some capture was ever made: replays record the event behind our back */
+    uint64_t stream; /* identity of the stream of the latest eager work */
     uint64_t uses;
     struct lamprey_capture captures[LAMPREY_CAPTURES];
 };
@@ -38,11 +39,13 @@ struct lamprey_order_step {
 };
 
 /* Before the work is issued on stream. A communicator's calls come from one thread at a time. */
-enum lamprey_status lamprey_order_before(struct lamprey_order *order, struct lamprey_workspace *workspace,
-                                         CUstream stream, struct lamprey_order_step *step);
+enum lamprey_status lamprey_order_before(struct lamprey_order *order,
+                                         struct lamprey_workspace *workspace, CUstream stream,
+                                         struct lamprey_order_step *step);
 
 /* After it was issued. */
-enum lamprey_status lamprey_order_after(struct lamprey_order *order, struct lamprey_workspace *workspace,
-                                        CUstream stream, const struct lamprey_order_step *step);
+enum lamprey_status lamprey_order_after(struct lamprey_order *order,
+                                        struct lamprey_workspace *workspace, CUstream stream,
+                                        const struct lamprey_order_step *step);
 
 #endif

@@ -16,7 +16,8 @@
 #include "plugin/mailbox.h"
 #include "plugin/published.h"
 
-#define MAILBOX_TIMEOUT_MS 10000 /* every rank is past the vote that comes before, so nobody is late by much */
+#define MAILBOX_TIMEOUT_MS                                                                         \
+    10000 /* every rank is past the vote that comes before, so nobody is late by much */
 
 struct setup {
     struct lamprey_comm *comm;
@@ -27,7 +28,8 @@ struct setup {
     char reason[256];
 };
 
-__attribute__((format(printf, 2, 3))) static void refuse(struct lamprey_vote *vote, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void refuse(struct lamprey_vote *vote,
+                                                         const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -60,7 +62,8 @@ static void fill_record(struct setup *setup, struct lamprey_record *record)
     if (!reason[0]) {
         lamprey_identity_gpu(comm->device, &record->domain, reason, sizeof reason);
     }
-    if (!reason[0] && lamprey_device_load_kernels(comm->device, reason, sizeof reason) == LAMPREY_OK) {
+    if (!reason[0] &&
+        lamprey_device_load_kernels(comm->device, reason, sizeof reason) == LAMPREY_OK) {
         record->resident_ctas = comm->device->resident_ctas;
     }
     if (!reason[0] && lamprey_mailbox_open(&setup->mailbox, comm->nranks) != LAMPREY_OK) {
@@ -74,12 +77,13 @@ static void fill_record(struct setup *setup, struct lamprey_record *record)
 }
 
 /* Own memory, cleared before the vote that lets peers push. */
-static void make_workspace(struct setup *setup, const struct lamprey_agreed *agreed, struct lamprey_vote *vote)
+static void make_workspace(struct setup *setup, const struct lamprey_agreed *agreed,
+                           struct lamprey_vote *vote)
 {
     struct lamprey_comm *comm = setup->comm;
-    enum lamprey_status status =
-        lamprey_workspace_create(comm->device, (uint32_t)comm->rank, (uint32_t)comm->nranks, agreed->lanes,
-                                 agreed->lane_capacity, setup->exchange.stream, &setup->workspace);
+    enum lamprey_status status = lamprey_workspace_create(
+        comm->device, (uint32_t)comm->rank, (uint32_t)comm->nranks, agreed->lanes,
+        agreed->lane_capacity, setup->exchange.stream, &setup->workspace);
     if (!status) {
         status = lamprey_exchange_wait(&setup->exchange);
     }
@@ -110,7 +114,8 @@ static enum lamprey_status send_descriptors(struct setup *setup)
             status = lamprey_memory_export(comm->device, &setup->workspace->own, &descriptor);
         }
         if (!status) {
-            status = lamprey_mailbox_send(setup->records[rank].mailbox, (uint32_t)comm->rank, descriptor);
+            status = lamprey_mailbox_send(setup->records[rank].mailbox, (uint32_t)comm->rank,
+                                          descriptor);
         }
     }
     if (descriptor >= 0) {
@@ -125,7 +130,8 @@ static enum lamprey_status map_local_peers(struct setup *setup)
     enum lamprey_status status = LAMPREY_OK;
     for (int rank = 0; rank < comm->nranks && !status; rank++) {
         if (rank != comm->rank && same_process(setup, rank)) {
-            status = lamprey_published_map(setup->records[rank].id, comm->device, &setup->workspace->peers[rank]);
+            status = lamprey_published_map(setup->records[rank].id, comm->device,
+                                           &setup->workspace->peers[rank]);
         }
     }
     return status;
@@ -142,7 +148,8 @@ static enum lamprey_status map_remote_peers(struct setup *setup)
     for (int i = 0; i < expected && !status; i++) {
         uint32_t rank = 0;
         int descriptor = -1;
-        status = lamprey_mailbox_receive(&setup->mailbox, MAILBOX_TIMEOUT_MS, &comm->aborted, &rank, &descriptor);
+        status = lamprey_mailbox_receive(&setup->mailbox, MAILBOX_TIMEOUT_MS, &comm->aborted, &rank,
+                                         &descriptor);
         if (status) {
             return status;
         }
@@ -183,14 +190,17 @@ static enum lamprey_status take_vote(struct setup *setup, struct lamprey_vote *v
     if (setup->exchange.nonblocking && !vote->refuses) {
         refuse(vote, "the communicator is non-blocking");
     }
-    enum lamprey_status status = lamprey_exchange_gather(&setup->exchange, vote, sizeof *vote, votes);
+    enum lamprey_status status =
+        lamprey_exchange_gather(&setup->exchange, vote, sizeof *vote, votes);
     if (!status) {
-        *passed = lamprey_votes_pass(votes, setup->comm->nranks, setup->reason, sizeof setup->reason);
+        *passed =
+            lamprey_votes_pass(votes, setup->comm->nranks, setup->reason, sizeof setup->reason);
     }
     return status;
 }
 
-/* The whole way from records to the last vote. agreed->served tells the outcome, setup->reason why not. */
+/* The whole way from records to the last vote. agreed->served tells the outcome, setup->reason why
+ * not. */
 static enum lamprey_status negotiate(struct setup *setup, struct lamprey_agreed *agreed)
 {
     struct lamprey_comm *comm = setup->comm;
@@ -198,7 +208,8 @@ static enum lamprey_status negotiate(struct setup *setup, struct lamprey_agreed 
     struct lamprey_vote vote = {0};
     bool passed = false;
     fill_record(setup, &own);
-    enum lamprey_status status = lamprey_exchange_gather(&setup->exchange, &own, sizeof own, setup->records);
+    enum lamprey_status status =
+        lamprey_exchange_gather(&setup->exchange, &own, sizeof own, setup->records);
     if (status) {
         return status;
     }
@@ -223,14 +234,16 @@ static void report(const struct lamprey_comm *comm, enum lamprey_status status, 
 {
     static const char *const pdl_names[] = {"off", "wait", "signal"};
     if (atomic_load(&comm->state) == LAMPREY_COMM_SERVED) {
-        lamprey_info("communicator %p, rank %d of %d: all-reduces of fp16, bf16 and fp32 sums up to %llu bytes are "
+        lamprey_info("communicator %p, rank %d of %d: all-reduces of fp16, bf16 and fp32 sums up "
+                     "to %llu bytes are "
                      "served (one-shot, %u lanes, %llu KiB staging memory, PDL %s)",
-                     (void *)comm->handle, comm->rank, comm->nranks, (unsigned long long)comm->agreed.max_bytes,
-                     comm->agreed.lanes, (unsigned long long)(atomic_load(&comm->workspace)->own.bytes >> 10),
+                     (void *)comm->handle, comm->rank, comm->nranks,
+                     (unsigned long long)comm->agreed.max_bytes, comm->agreed.lanes,
+                     (unsigned long long)(atomic_load(&comm->workspace)->own.bytes >> 10),
                      pdl_names[lamprey_config_get()->pdl]);
     } else {
-        lamprey_info("communicator %p, rank %d of %d is left to NCCL: %s", (void *)comm->handle, comm->rank,
-                     comm->nranks, status ? lamprey_status_name(status) : reason);
+        lamprey_info("communicator %p, rank %d of %d is left to NCCL: %s", (void *)comm->handle,
+                     comm->rank, comm->nranks, status ? lamprey_status_name(status) : reason);
     }
 }
 
@@ -241,7 +254,8 @@ static enum lamprey_status run(struct setup *setup)
     setup->mailbox.listener = -1;
     lamprey_workspace_reap();
     setup->records = calloc((size_t)comm->nranks, sizeof *setup->records);
-    enum lamprey_status status = setup->records ? lamprey_exchange_open(comm, &setup->exchange) : LAMPREY_ERROR_MEMORY;
+    enum lamprey_status status =
+        setup->records ? lamprey_exchange_open(comm, &setup->exchange) : LAMPREY_ERROR_MEMORY;
     if (!status) {
         status = negotiate(setup, &agreed);
         lamprey_published_remove(setup->records[comm->rank].id);
@@ -261,9 +275,10 @@ static enum lamprey_status run(struct setup *setup)
         lamprey_workspace_release(setup->workspace);
     }
     enum lamprey_comm_state fresh = LAMPREY_COMM_NEW; /* unless closed meanwhile */
-    atomic_compare_exchange_strong(&comm->state, &fresh, agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED);
-    lamprey_count(&comm->counters,
-                  agreed.served ? LAMPREY_COUNT_communicators_served : LAMPREY_COUNT_communicators_refused);
+    atomic_compare_exchange_strong(&comm->state, &fresh,
+                                   agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED);
+    lamprey_count(&comm->counters, agreed.served ? LAMPREY_COUNT_communicators_served
+                                                 : LAMPREY_COUNT_communicators_refused);
     report(comm, status, setup->reason);
     return status;
 }

@@ -9,18 +9,18 @@
 struct lampreyStats;
 
 /* X(field of struct lampreyStats), in its order */
-#define LAMPREY_COUNTERS(X)                                                                                            \
-    X(served)                                                                                                          \
-    X(served_captured)                                                                                                 \
-    X(served_grouped)                                                                                                  \
-    X(fallback_communicator)                                                                                           \
-    X(fallback_type)                                                                                                   \
-    X(fallback_operator)                                                                                               \
-    X(fallback_size)                                                                                                   \
-    X(fallback_empty)                                                                                                  \
-    X(fallback_closed)                                                                                                 \
-    X(failed)                                                                                                          \
-    X(communicators_served)                                                                                            \
+#define LAMPREY_COUNTERS(X)                                                                        \
+    X(served)                                                                                      \
+    X(served_captured)                                                                             \
+    X(served_grouped)                                                                              \
+    X(fallback_communicator)                                                                       \
+    X(fallback_type)                                                                               \
+    X(fallback_operator)                                                                           \
+    X(fallback_size)                                                                               \
+    X(fallback_empty)                                                                              \
+    X(fallback_closed)                                                                             \
+    X(failed)                                                                                      \
+    X(communicators_served)                                                                        \
     X(communicators_refused)
 
 enum lamprey_counter {

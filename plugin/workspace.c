@@ -30,8 +30,9 @@ static enum lamprey_status take_abort_word(const struct lamprey_driver *driver, 
     if (!page) {
         page = calloc(1, sizeof *page);
         status = page ? lamprey_driver_check(
-                            driver->MemHostAlloc((void **)&page->words, ABORT_WORDS * WORD_STRIDE * sizeof(uint32_t),
-                                                 CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+                            driver->MemHostAlloc(
+                                (void **)&page->words, ABORT_WORDS * WORD_STRIDE * sizeof(uint32_t),
+                                CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
                             "cuMemHostAlloc")
                       : LAMPREY_ERROR_MEMORY;
         if (status) {
@@ -82,7 +83,8 @@ static void destroy(struct lamprey_workspace *workspace)
 
 size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t lane_capacity)
 {
-    return lamprey_staging_bytes(nranks, lanes, lane_capacity) + lanes * sizeof(struct lamprey_lane);
+    return lamprey_staging_bytes(nranks, lanes, lane_capacity) +
+           lanes * sizeof(struct lamprey_lane);
 }
 
 static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream stream)
@@ -90,33 +92,38 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
     const struct lamprey_driver *driver = workspace->device->driver;
     const size_t staging =
         lamprey_staging_bytes(workspace->nranks, workspace->lanes, workspace->lane_capacity);
-    const size_t bytes = lamprey_workspace_bytes(workspace->nranks, workspace->lanes, workspace->lane_capacity);
+    const size_t bytes =
+        lamprey_workspace_bytes(workspace->nranks, workspace->lanes, workspace->lane_capacity);
     enum lamprey_status status = take_abort_word(driver, &workspace->abort);
     if (!status) {
-        status = lamprey_driver_check(driver->MemHostGetDevicePointer(&workspace->device_abort, workspace->abort, 0),
-                                      "cuMemHostGetDevicePointer");
+        status = lamprey_driver_check(
+            driver->MemHostGetDevicePointer(&workspace->device_abort, workspace->abort, 0),
+            "cuMemHostGetDevicePointer");
     }
     if (!status) {
-        status = lamprey_driver_check(driver->EventCreate(&workspace->serial, CU_EVENT_DISABLE_TIMING),
-                                      "cuEventCreate");
+        status = lamprey_driver_check(
+            driver->EventCreate(&workspace->serial, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
     }
     if (!status) {
         status = lamprey_memory_create(workspace->device, bytes, true, &workspace->own);
     }
     if (!status) {
         workspace->lane_states = workspace->own.address + staging;
-        status = lamprey_driver_check(driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream),
-                                      "cuMemsetD8Async");
+        status = lamprey_driver_check(
+            driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream),
+            "cuMemsetD8Async");
     }
     if (!status) {
         status = lamprey_driver_check(
-            driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream), "cuMemsetD8Async");
+            driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream),
+            "cuMemsetD8Async");
     }
     return status;
 }
 
-enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank, uint32_t nranks,
-                                             uint32_t lanes, uint32_t lane_capacity, CUstream stream,
+enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
+                                             uint32_t nranks, uint32_t lanes,
+                                             uint32_t lane_capacity, CUstream stream,
                                              struct lamprey_workspace **workspace)
 {
     struct lamprey_workspace *made = calloc(1, sizeof *made);
@@ -156,7 +163,8 @@ static void CUDA_CB release_from_graph(void *context)
     }
 }
 
-enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *workspace, CUgraph graph)
+enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *workspace,
+                                                      CUgraph graph)
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     CUuserObject object = NULL;
@@ -169,8 +177,9 @@ enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *
         atomic_fetch_sub(&workspace->references, 1);
         return status;
     }
-    status = lamprey_driver_check(driver->GraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE),
-                                  "cuGraphRetainUserObject");
+    status = lamprey_driver_check(
+        driver->GraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE),
+        "cuGraphRetainUserObject");
     if (status) {
         driver->UserObjectRelease(object, 1); /* runs the destructor */
     }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The device memory of a served communicator: own staging memory, the peers' as mapped here, lane states, abort word.
- * It outlives the communicator while a CUDA graph that uses it exists. */
+/* The device memory of a served communicator: own staging memory, the peers' as mapped here, lane
+ * states, abort word. It outlives the communicator while a CUDA graph that uses it exists. */
 #ifndef LAMPREY_PLUGIN_WORKSPACE_H
 #define LAMPREY_PLUGIN_WORKSPACE_H
 
@@ -20,25 +20,29 @@ struct lamprey_workspace {
     struct lamprey_memory own;
     struct lamprey_memory peers[LAMPREY_MAX_RANKS]; /* own rank's entry unused */
     CUdeviceptr lane_states;
-    atomic_uint *abort;        /* host view */
-    CUdeviceptr device_abort;  /* the kernels' view */
-    CUevent serial;            /* recorded after the communicator's latest work; order.h */
+    atomic_uint *abort;       /* host view */
+    CUdeviceptr device_abort; /* the kernels' view */
+    CUevent serial;           /* recorded after the communicator's latest work; order.h */
 };
 
-/* Memory for this rank, its slots cleared by work on stream, which must be complete before any peer pushes. */
-enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank, uint32_t nranks,
-                                             uint32_t lanes, uint32_t lane_capacity, CUstream stream,
+/* Memory for this rank, its slots cleared by work on stream, which must be complete before any peer
+ * pushes. */
+enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
+                                             uint32_t nranks, uint32_t lanes,
+                                             uint32_t lane_capacity, CUstream stream,
                                              struct lamprey_workspace **workspace);
 
-/* Bytes that a rank's shared allocation has for these numbers; the same on all ranks up to granularity. */
+/* Bytes that a rank's shared allocation has for these numbers; the same on all ranks up to
+ * granularity. */
 size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t lane_capacity);
 
-/* One reference less; at zero it is freed by this call or, from a graph's destructor (which may not call the driver),
- * by a later lamprey_workspace_reap. NULL is fine. */
+/* One reference less; at zero it is freed by this call or, from a graph's destructor (which may not
+ * call the driver), by a later lamprey_workspace_reap. NULL is fine. */
 void lamprey_workspace_release(struct lamprey_workspace *workspace);
 
 /* Makes graph hold a reference for as long as it or an executable made from it exists. */
-enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *workspace, CUgraph graph);
+enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *workspace,
+                                                      CUgraph graph);
 
 /* Frees what graphs have left behind. */
 void lamprey_workspace_reap(void);

@@ -29,8 +29,9 @@ TEST(Config, HasDefaults)
 
 TEST(Config, ReadsEveryKind)
 {
-    const lamprey_config config = parse({"LAMPREY_DISABLE=1", "LAMPREY_MAX_BYTES=64K", "LAMPREY_MAX_CTAS=32",
-                                         "LAMPREY_PDL=Signal", "LAMPREY_HOOK=got", "LAMPREY_TOPOLOGY=/a/b.xml"});
+    const lamprey_config config =
+        parse({"LAMPREY_DISABLE=1", "LAMPREY_MAX_BYTES=64K", "LAMPREY_MAX_CTAS=32",
+               "LAMPREY_PDL=Signal", "LAMPREY_HOOK=got", "LAMPREY_TOPOLOGY=/a/b.xml"});
     EXPECT_EQ(config.disable, 1);
     EXPECT_EQ(config.max_bytes, 65536);
     EXPECT_EQ(config.max_ctas, 32);
@@ -42,8 +43,8 @@ TEST(Config, ReadsEveryKind)
 TEST(Config, WarnsOnceAndKeepsTheDefault)
 {
     for (const char *bad : {"LAMPREY_MAX_BYTES=", "LAMPREY_MAX_BYTES=12x", "LAMPREY_MAX_BYTES=1G",
-                            "LAMPREY_MAX_BYTES=99999999999999999999", "LAMPREY_MAX_BYTES=5M", "LAMPREY_MAX_BYTES=-2",
-                            "LAMPREY_MAX_BYTES=9223372036854775807K"}) {
+                            "LAMPREY_MAX_BYTES=99999999999999999999", "LAMPREY_MAX_BYTES=5M",
+                            "LAMPREY_MAX_BYTES=-2", "LAMPREY_MAX_BYTES=9223372036854775807K"}) {
         EXPECT_EQ(parse({bad}, 1).max_bytes, -1) << bad;
     }
     EXPECT_EQ(parse({"LAMPREY_MAX_CTAS=0"}, 1).max_ctas, 512);

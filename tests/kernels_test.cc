@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels against a reference in plain C++, bit for bit, over the driver API: on GPUs where there are some (several
-// ranks share one), else in the emulator.
+// The kernels against a reference in plain C++, bit for bit, over the driver API: on GPUs where
+// there are some (several ranks share one), else in the emulator.
 #include <cuda.h>
 #include <gtest/gtest.h>
 #include <string.h>
@@ -18,14 +18,14 @@ extern "C" const unsigned char lamprey_fatbin[];
 
 namespace {
 
-#define CHECK_CU(call)                                                                                                 \
-    do {                                                                                                               \
-        CUresult result_ = (call);                                                                                     \
-        const char *name_ = "";                                                                                        \
-        if (result_ != CUDA_SUCCESS) {                                                                                 \
-            cuGetErrorName(result_, &name_);                                                                           \
-            FAIL() << #call << ": " << name_;                                                                          \
-        }                                                                                                              \
+#define CHECK_CU(call)                                                                             \
+    do {                                                                                           \
+        CUresult result_ = (call);                                                                 \
+        const char *name_ = "";                                                                    \
+        if (result_ != CUDA_SUCCESS) {                                                             \
+            cuGetErrorName(result_, &name_);                                                       \
+            FAIL() << #call << ": " << name_;                                                      \
+        }                                                                                          \
     } while (0)
 
 using lamprey_test::element_type;
@@ -66,12 +66,16 @@ class Kernels : public ::testing::Test {
         devices_ = count;
     }
 
-    void TearDown() override { close(); }
+    void TearDown() override
+    {
+        close();
+    }
 
     void open(uint32_t nranks)
     {
         close();
-        CHECK_CU(cuLibraryLoadData(&library_, lamprey_fatbin, nullptr, nullptr, 0, nullptr, nullptr, 0));
+        CHECK_CU(
+            cuLibraryLoadData(&library_, lamprey_fatbin, nullptr, nullptr, 0, nullptr, nullptr, 0));
         ranks_.resize(nranks);
         for (uint32_t r = 0; r < nranks; r++) {
             open_rank(ranks_[r], (int)r % devices_);
@@ -81,11 +85,13 @@ class Kernels : public ::testing::Test {
                 if (rank.device != peer.device) {
                     CHECK_CU(cuCtxSetCurrent(rank.context));
                     CUresult result = cuCtxEnablePeerAccess(peer.context, 0);
-                    ASSERT_TRUE(result == CUDA_SUCCESS || result == CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED);
+                    ASSERT_TRUE(result == CUDA_SUCCESS ||
+                                result == CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED);
                 }
             }
         }
-        CHECK_CU(cuMemHostAlloc((void **)&abort_, 4096, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP));
+        CHECK_CU(cuMemHostAlloc((void **)&abort_, 4096,
+                                CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP));
         __atomic_store_n(abort_, 0u, __ATOMIC_RELAXED);
     }
 
@@ -143,8 +149,10 @@ class Kernels : public ::testing::Test {
         ASSERT_LE(grid.lane_vectors, kCapacity);
         lamprey_all_reduce_params params = {};
         params.send = (void *)(rank.send + call.send_offset * lamprey_test::bytes_of(call.type));
-        params.recv = call.in_place ? (void *)params.send
-                                    : (void *)(rank.recv + call.recv_offset * lamprey_test::bytes_of(call.type));
+        params.recv =
+            call.in_place
+                ? (void *)params.send
+                : (void *)(rank.recv + call.recv_offset * lamprey_test::bytes_of(call.type));
         params.count = call.count;
         params.lanes = (lamprey_lane *)rank.lanes;
         CUdeviceptr abort = 0;
@@ -198,8 +206,8 @@ class Kernels : public ::testing::Test {
             CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
             CHECK_CU(cuMemsetD8Async(ranks_[r].send, 0xa5, kMaxBytes + kSlack, ranks_[r].stream));
             CHECK_CU(cuMemsetD8Async(ranks_[r].recv, 0x5a, kMaxBytes + kSlack, ranks_[r].stream));
-            CHECK_CU(cuMemcpyHtoDAsync(ranks_[r].send + call.send_offset * element, inputs_[r].data(),
-                                       inputs_[r].size(), ranks_[r].stream));
+            CHECK_CU(cuMemcpyHtoDAsync(ranks_[r].send + call.send_offset * element,
+                                       inputs_[r].data(), inputs_[r].size(), ranks_[r].stream));
         }
     }
 
@@ -213,17 +221,19 @@ class Kernels : public ::testing::Test {
         std::vector<uint8_t> whole(kMaxBytes + kSlack);
         for (size_t r = 0; r < ranks_.size(); r++) {
             CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
-            CHECK_CU(cuMemcpyDtoHAsync(whole.data(), call.in_place ? ranks_[r].send : ranks_[r].recv, whole.size(),
-                                       ranks_[r].stream));
+            CHECK_CU(cuMemcpyDtoHAsync(whole.data(),
+                                       call.in_place ? ranks_[r].send : ranks_[r].recv,
+                                       whole.size(), ranks_[r].stream));
             CHECK_CU(cuStreamSynchronize(ranks_[r].stream));
             ASSERT_EQ(memcmp(whole.data() + offset, expected.data(), bytes), 0)
-                << "rank " << r << " of " << ranks_.size() << ", type " << (int)call.type << ", count " << call.count
-                << ", offsets " << call.send_offset << " " << call.recv_offset << ", lanes " << call.lanes
-                << ", first difference at byte "
+                << "rank " << r << " of " << ranks_.size() << ", type " << (int)call.type
+                << ", count " << call.count << ", offsets " << call.send_offset << " "
+                << call.recv_offset << ", lanes " << call.lanes << ", first difference at byte "
                 << lamprey_test::first_difference(whole.data() + offset, expected.data(), bytes);
             for (uint64_t i = 0; i < whole.size(); i++) {
                 if (i < offset || i >= offset + bytes) {
-                    ASSERT_EQ(whole[i], poison) << "byte " << i << " outside the output was written, rank " << r;
+                    ASSERT_EQ(whole[i], poison)
+                        << "byte " << i << " outside the output was written, rank " << r;
                 }
             }
         }
@@ -255,8 +265,8 @@ TEST_P(KernelsWorld, SumsEveryCountBitForBit)
     uint64_t seed = 1;
     for (element_type type : kTypes) {
         const uint64_t most = kMaxBytes / lamprey_test::bytes_of(type);
-        for (uint64_t count : {(uint64_t)1, (uint64_t)2, (uint64_t)7, (uint64_t)8, (uint64_t)9, (uint64_t)255,
-                               (uint64_t)4099, (uint64_t)8192, most - 1, most}) {
+        for (uint64_t count : {(uint64_t)1, (uint64_t)2, (uint64_t)7, (uint64_t)8, (uint64_t)9,
+                               (uint64_t)255, (uint64_t)4099, (uint64_t)8192, most - 1, most}) {
             run({type, count}, lamprey_test::data_kind::numbers, seed++);
             if (HasFatalFailure()) {
                 return;
@@ -271,8 +281,9 @@ TEST_P(KernelsWorld, KeepsEveryBitPattern)
     uint64_t seed = 100;
     for (element_type type : kTypes) {
         for (lamprey_test::data_kind kind :
-             {lamprey_test::data_kind::any_bits, lamprey_test::data_kind::all_ones, lamprey_test::data_kind::specials,
-              lamprey_test::data_kind::negative_zeros, lamprey_test::data_kind::subnormals}) {
+             {lamprey_test::data_kind::any_bits, lamprey_test::data_kind::all_ones,
+              lamprey_test::data_kind::specials, lamprey_test::data_kind::negative_zeros,
+              lamprey_test::data_kind::subnormals}) {
             run({type, 5003}, kind, seed++);
             run({type, 5003}, kind, seed - 1); // the same data as the call before
             if (HasFatalFailure()) {
@@ -323,7 +334,8 @@ TEST_P(KernelsWorld, GivesTheSameBitsOnAnyGrid)
     }
 }
 
-// Rounds of all sizes without a host synchronisation between: lanes that sit out, dirty areas of all lengths.
+// Rounds of all sizes without a host synchronisation between: lanes that sit out, dirty areas of
+// all lengths.
 TEST_P(KernelsWorld, KeepsRoundsApartBackToBack)
 {
     open((uint32_t)GetParam());
@@ -372,7 +384,8 @@ TEST_P(KernelsWorld, ReplaysAGraphAnyNumberOfTimes)
             }
         }
         verify(large);
-        run({element_type::f16, 77u + (uint64_t)round}, lamprey_test::data_kind::any_bits, (uint64_t)round);
+        run({element_type::f16, 77u + (uint64_t)round}, lamprey_test::data_kind::any_bits,
+            (uint64_t)round);
         if (HasFatalFailure()) {
             return;
         }

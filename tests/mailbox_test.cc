@@ -73,12 +73,12 @@ TEST_F(Mailbox, PassesADescriptorToAnotherProcess)
     pid_t child = fork();
     if (child == 0) {
         int memory = memfd_create("test", 0);
-        _exit(ftruncate(memory, 12345) != 0 || lamprey_mailbox_send(mailbox_.token, 3, memory) != LAMPREY_OK);
+        _exit(ftruncate(memory, 12345) != 0 ||
+              lamprey_mailbox_send(mailbox_.token, 3, memory) != LAMPREY_OK);
     }
     uint32_t rank = 0;
     int descriptor = -1;
-    ASSERT_EQ(lamprey_mailbox_receive(&mailbox_, 5000, &aborted_, &rank, &descriptor),
-              LAMPREY_OK);
+    ASSERT_EQ(lamprey_mailbox_receive(&mailbox_, 5000, &aborted_, &rank, &descriptor), LAMPREY_OK);
     EXPECT_EQ(rank, 3u);
     EXPECT_EQ(lseek(descriptor, 0, SEEK_END), 12345);
     EXPECT_EQ(fcntl(descriptor, F_GETFD), FD_CLOEXEC);
@@ -117,8 +117,7 @@ TEST_F(Mailbox, DropsMalformedMessages)
     ASSERT_EQ(lamprey_mailbox_send(mailbox_.token, 5, 0), LAMPREY_OK);
     uint32_t rank = 0;
     int descriptor = -1;
-    ASSERT_EQ(lamprey_mailbox_receive(&mailbox_, 2000, &aborted_, &rank, &descriptor),
-              LAMPREY_OK);
+    ASSERT_EQ(lamprey_mailbox_receive(&mailbox_, 2000, &aborted_, &rank, &descriptor), LAMPREY_OK);
     EXPECT_EQ(rank, 5u);
     close(descriptor);
     close(wrong);

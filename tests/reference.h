@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an all-reduce must give, written apart from the kernels: fp32 sums in rank order, rounded once, canonical NaNs.
-// Conversions go through double and integers, so that they share no code with kernels/primitives_host.h.
+// What an all-reduce must give, written apart from the kernels: fp32 sums in rank order, rounded
+// once, canonical NaNs. Conversions go through double and integers, so that they share no code with
+// kernels/primitives_host.h.
 #ifndef LAMPREY_TESTS_REFERENCE_H
 #define LAMPREY_TESTS_REFERENCE_H
 
@@ -15,7 +16,10 @@ namespace lamprey_test {
 
 enum class element_type { f16, bf16, f32 };
 
-inline uint64_t bytes_of(element_type type) { return type == element_type::f32 ? 4 : 2; }
+inline uint64_t bytes_of(element_type type)
+{
+    return type == element_type::f32 ? 4 : 2;
+}
 
 inline double half_value(uint16_t bits, int exponent_bits, int fraction_bits)
 {
@@ -87,11 +91,13 @@ inline void store_element(element_type type, uint8_t *data, uint64_t index, floa
         memcpy(data + index * 4, &bits, 4);
         return;
     }
-    const uint16_t bits = type == element_type::f16 ? half_bits(value, 5, 10) : half_bits(value, 8, 7);
+    const uint16_t bits =
+        type == element_type::f16 ? half_bits(value, 5, 10) : half_bits(value, 8, 7);
     memcpy(data + index * 2, &bits, 2);
 }
 
-inline std::vector<uint8_t> all_reduce_sum(element_type type, const std::vector<std::vector<uint8_t>> &inputs)
+inline std::vector<uint8_t> all_reduce_sum(element_type type,
+                                           const std::vector<std::vector<uint8_t>> &inputs)
 {
     std::vector<uint8_t> result(inputs[0].size());
     for (uint64_t i = 0; i < result.size() / bytes_of(type); i++) {
@@ -106,11 +112,14 @@ inline std::vector<uint8_t> all_reduce_sum(element_type type, const std::vector<
 
 enum class data_kind { numbers, any_bits, all_ones, specials, negative_zeros, subnormals };
 
-inline std::vector<uint8_t> make_data(element_type type, uint64_t count, data_kind kind, uint64_t seed)
+inline std::vector<uint8_t> make_data(element_type type, uint64_t count, data_kind kind,
+                                      uint64_t seed)
 {
-    static const uint16_t specials16[] = {0xffff, 0x7fff, 0x7c00, 0xfc00, 0x7f80, 0xff80, 0x7f81, 0x8000, 0x0000, 0x0001};
-    static const uint32_t specials32[] = {0xffffffff, 0x7fffffff, 0x7f800000, 0xff800000, 0x7f800001,
-                                          0x80000000, 0x00000000, 0x00000001, 0x7f7fffff, 0xff7fffff};
+    static const uint16_t specials16[] = {0xffff, 0x7fff, 0x7c00, 0xfc00, 0x7f80,
+                                          0xff80, 0x7f81, 0x8000, 0x0000, 0x0001};
+    static const uint32_t specials32[] = {0xffffffff, 0x7fffffff, 0x7f800000, 0xff800000,
+                                          0x7f800001, 0x80000000, 0x00000000, 0x00000001,
+                                          0x7f7fffff, 0xff7fffff};
     std::vector<uint8_t> data(count * bytes_of(type));
     std::mt19937_64 random(seed);
     std::normal_distribution<float> normal(0, 3);
@@ -127,7 +136,8 @@ inline std::vector<uint8_t> make_data(element_type type, uint64_t count, data_ki
             bits = 0xffffffff;
             break;
         case data_kind::specials:
-            bits = type == element_type::f32 ? specials32[random() % 10] : specials16[random() % 10];
+            bits =
+                type == element_type::f32 ? specials32[random() % 10] : specials16[random() % 10];
             break;
         case data_kind::negative_zeros:
             bits = type == element_type::f32 ? 0x80000000u : 0x8000u;
