@@ -64,7 +64,7 @@ static const struct function functions[] = {
 
 /* No function has more arguments than 11, of a register each but for the 128-byte id that
  * CommInitRank and CommInitRankConfig take by value on the stack. All are zero: NCCL refuses or has
- * nothing to do. CommShrink alone looks at its communicators before it checks them. */
+ * nothing to do. CommShrink and CommSplit look at their communicators before they check them. */
 static ncclResult_t call_with_nothing(const char *name, void *function) {
     static char no_communicator[16 << 20]; /* as large as one */
     ncclComm_t child = NULL;
@@ -74,6 +74,10 @@ static ncclResult_t call_with_nothing(const char *name, void *function) {
     if (strcmp(name, "ncclCommShrink") == 0) {
         return ((ncclResult_t(*)(void *, int *, int, ncclComm_t *, ncclConfig_t *, int))function)(
             no_communicator, NULL, 0, &child, NULL, 0);
+    }
+    if (strcmp(name, "ncclCommSplit") == 0) {
+        return ((ncclResult_t(*)(void *, int, int, ncclComm_t *, ncclConfig_t *))function)(
+            no_communicator, 0, 0, &child, NULL);
     }
     if (strcmp(name, "ncclCommInitRank") == 0) {
         return ((ncclResult_t(*)(ncclComm_t *, int, ncclUniqueId, int))function)(NULL, 0, id, 0);
