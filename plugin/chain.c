@@ -10,7 +10,8 @@
 
 #include "plugin/log.h"
 
-static bool is_file_name(const char *name) {
+static bool is_file_name(const char *name)
+{
     size_t length = strlen(name);
 
     if (strchr(name, '/') != NULL) {
@@ -19,7 +20,8 @@ static bool is_file_name(const char *name) {
     return strncmp(name, "lib", 3) == 0 && length >= 3 && strcmp(name + length - 3, ".so") == 0;
 }
 
-void *lamprey_chain_open(const char *kind, const char *setting, const char *name) {
+void *lamprey_chain_open(const char *kind, const char *setting, const char *name)
+{
     char derived[PATH_MAX];
     char first_error[512] = "";
     const char *error = NULL;
@@ -60,7 +62,8 @@ void *lamprey_chain_open(const char *kind, const char *setting, const char *name
 }
 
 const void *lamprey_chain_find(void *handle, const char *prefix, int newest, int oldest,
-                               int *version) {
+                               int *version)
+{
     char symbol[64];
     const void *table = NULL;
 

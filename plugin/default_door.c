@@ -17,17 +17,20 @@
 
 #define LIBRARY "liblamprey.so"
 
-static bool is_space(char c) {
+static bool is_space(char c)
+{
     return c == ' ' || c == '\t';
 }
 
-static bool equals(const char *text, size_t length, const char *word) {
+static bool equals(const char *text, size_t length, const char *word)
+{
     return length == strlen(word) && memcmp(text, word, length) == 0;
 }
 
 /* Writes the path of liblamprey.so that an item of the list stands for; false if the item is
  * somebody else's. "lamprey" and "liblamprey.so" mean the file beside this one. */
-static bool resolve(const char *item, size_t length, char *path, size_t size) {
+static bool resolve(const char *item, size_t length, char *path, size_t size)
+{
     static const char suffix[] = "/" LIBRARY;
     size_t suffix_length = sizeof(suffix) - 1;
     Dl_info own;
@@ -50,7 +53,8 @@ static bool resolve(const char *item, size_t length, char *path, size_t size) {
     return written > 0 && (size_t)written < size;
 }
 
-static void open_library(const char *path) {
+static void open_library(const char *path)
+{
     lamprey_attach_loaded_function attach = NULL;
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 
@@ -70,7 +74,8 @@ static void open_library(const char *path) {
     attach("NCCL_PLUGIN");
 }
 
-__attribute__((constructor)) static void enter(void) {
+__attribute__((constructor)) static void enter(void)
+{
     const char *item = getenv("NCCL_PLUGIN");
     char path[PATH_MAX];
 

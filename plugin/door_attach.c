@@ -4,6 +4,7 @@
 #include "plugin/attach.h"
 #include "plugin/door_enter.h"
 
-LAMPREY_DOOR_EXPORT int lampreyAttachLoaded(const char *door) {
+LAMPREY_DOOR_EXPORT int lampreyAttachLoaded(const char *door)
+{
     return lamprey_attach_loaded(door);
 }

@@ -15,7 +15,8 @@ static const char *const fork_functions[] = {
     "ncclCommDump", "ncclCommDumpAll", "ncclAllToAllv", "ncclAllToAll", "ncclSetHint",
 };
 
-static bool logger_is_stock(const void *logger, const char *suffix) {
+static bool logger_is_stock(const void *logger, const char *suffix)
+{
     struct lamprey_image image;
     ncclResult_t (*get_version)(int *version) = NULL;
     int version = 0;
@@ -38,7 +39,8 @@ static bool logger_is_stock(const void *logger, const char *suffix) {
 }
 
 void lamprey_door_enter(lamprey_nccl_logger logger, const void *address, const char *suffix,
-                        const char *door) {
+                        const char *door)
+{
     const void *inside = logger != NULL ? (const void *)logger : address;
 
     if (logger != NULL && logger_is_stock(inside, suffix)) {

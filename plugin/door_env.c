@@ -22,7 +22,8 @@ static int chain_version;
 static int chain_users; /* NCCL images that initialised it and have not finalised it */
 static const char *(*_Atomic chain_get_env)(const char *name);
 
-static const void *find_chained(int newest) {
+static const void *find_chained(int newest)
+{
     const char *name = lamprey_config_get()->env_plugin;
     void *handle = NULL;
 
@@ -43,7 +44,8 @@ static const void *find_chained(int newest) {
 
 /* The result is the chained plugin's: whether a variable is set must not depend on us. */
 static ncclResult_t init_chained(uint8_t major, uint8_t minor, uint8_t patch, const char *suffix,
-                                 lamprey_nccl_logger logger) {
+                                 lamprey_nccl_logger logger)
+{
     const struct lamprey_abi_env_v2 *v2 = NULL;
     const struct lamprey_abi_env_v1 *v1 = NULL;
     const char *(*get_env)(const char *name) = NULL;
@@ -77,19 +79,22 @@ unlock:
 }
 
 static ncclResult_t init_v2(uint8_t major, uint8_t minor, uint8_t patch, const char *suffix,
-                            lamprey_nccl_logger logger) {
+                            lamprey_nccl_logger logger)
+{
     lamprey_door_enter(logger, __builtin_return_address(0), suffix, "env");
     return init_chained(major, minor, patch, suffix, logger);
 }
 
-static ncclResult_t init_v1(uint8_t major, uint8_t minor, uint8_t patch, const char *suffix) {
+static ncclResult_t init_v1(uint8_t major, uint8_t minor, uint8_t patch, const char *suffix)
+{
     lamprey_door_enter(NULL, __builtin_return_address(0), suffix, "env");
     return init_chained(major, minor, patch, suffix, NULL);
 }
 
 /* NCCL calls this at exit and then reads no variable through us any more, but another NCCL of the
  * process still may. */
-static ncclResult_t finalize(void) {
+static ncclResult_t finalize(void)
+{
     ncclResult_t result = ncclSuccess;
     const struct lamprey_abi_env_v2 *v2 = NULL;
     const struct lamprey_abi_env_v1 *v1 = NULL;
@@ -113,7 +118,8 @@ static ncclResult_t finalize(void) {
     return result;
 }
 
-static const char *get_env(const char *name) {
+static const char *get_env(const char *name)
+{
     const char *(*chained)(const char *) =
         atomic_load_explicit(&chain_get_env, memory_order_acquire);
 

@@ -14,29 +14,34 @@
 #define REPEAT16(x) REPEAT15(x), x
 #define REPEAT17(x) REPEAT16(x), x
 
-static ncclResult_t devices_none(int *count) {
+static ncclResult_t devices_none(int *count)
+{
     *count = 0;
     return ncclSuccess;
 }
 
 /* Stands where NCCL would need a device first. */
-static ncclResult_t refuse(void) {
+static ncclResult_t refuse(void)
+{
     return ncclInvalidUsage;
 }
 
-static ncclResult_t finalize(void *context) {
+static ncclResult_t finalize(void *context)
+{
     (void)context;
     return ncclSuccess;
 }
 
-static ncclResult_t set_net_attr(void *context, void *attributes) {
+static ncclResult_t set_net_attr(void *context, void *attributes)
+{
     (void)context;
     (void)attributes;
     return ncclSuccess;
 }
 
 static ncclResult_t net_init_v12(void **context, uint64_t comm_id, void *config,
-                                 lamprey_nccl_logger logger, void *profiler_callback) {
+                                 lamprey_nccl_logger logger, void *profiler_callback)
+{
     (void)comm_id;
     (void)config;
     (void)profiler_callback;
@@ -45,33 +50,41 @@ static ncclResult_t net_init_v12(void **context, uint64_t comm_id, void *config,
     return ncclSuccess;
 }
 
-static ncclResult_t net_init_v10(lamprey_nccl_logger logger, void *profiler_callback) {
+static ncclResult_t net_init_v10(lamprey_nccl_logger logger, void *profiler_callback)
+{
     (void)profiler_callback;
     lamprey_door_enter(logger, __builtin_return_address(0), NULL, "net");
     return ncclSuccess;
 }
 
-static ncclResult_t net_init_v9(lamprey_nccl_logger logger) {
+static ncclResult_t net_init_v9(lamprey_nccl_logger logger)
+{
     lamprey_door_enter(logger, __builtin_return_address(0), NULL, "net");
     return ncclSuccess;
 }
 
-static ncclResult_t collnet_init_v12(void **context, uint64_t comm_id, lamprey_nccl_logger logger) {
+static ncclResult_t collnet_init_v12(void **context, uint64_t comm_id, lamprey_nccl_logger logger)
+{
     (void)comm_id;
     *context = NULL;
     lamprey_door_enter(logger, __builtin_return_address(0), NULL, "collnet");
     return ncclSuccess;
 }
 
-static ncclResult_t collnet_init_v10(lamprey_nccl_logger logger) {
+static ncclResult_t collnet_init_v10(lamprey_nccl_logger logger)
+{
     lamprey_door_enter(logger, __builtin_return_address(0), NULL, "collnet");
     return ncclSuccess;
 }
 
 #define NET_V12                                                                                    \
-    { NAME, net_init_v12, devices_none, {REPEAT17(refuse)}, finalize, set_net_attr }
+    {                                                                                              \
+        NAME, net_init_v12, devices_none, {REPEAT17(refuse)}, finalize, set_net_attr               \
+    }
 #define COLLNET_V12                                                                                \
-    { NAME, collnet_init_v12, devices_none, {REPEAT15(refuse)}, finalize }
+    {                                                                                              \
+        NAME, collnet_init_v12, devices_none, {REPEAT15(refuse)}, finalize                         \
+    }
 
 LAMPREY_DOOR_EXPORT const struct lamprey_abi_net_v12 ncclNetPlugin_v12 = NET_V12;
 LAMPREY_DOOR_EXPORT const struct lamprey_abi_net_v12 ncclNetPlugin_v11 = NET_V12;

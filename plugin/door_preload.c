@@ -39,7 +39,8 @@ struct choice {
     void *function; /* the first NCCL's, or that of the caller's own image */
 };
 
-static int visit_choice(const struct lamprey_image *image, void *context) {
+static int visit_choice(const struct lamprey_image *image, void *context)
+{
     struct choice *choice = context;
     void *function = lamprey_image_function(image, choice->name);
 
@@ -55,7 +56,8 @@ static int visit_choice(const struct lamprey_image *image, void *context) {
 
 /* NCCL calls some public functions of its own, and with two NCCLs in the process those calls must
  * come back to the one that made them. Everybody else gets the first in the loader's order. */
-static void *choose(const char *name, const void *site) {
+static void *choose(const char *name, const void *site)
+{
     struct choice choice = {.name = name};
     struct lamprey_image caller;
 
@@ -70,7 +72,8 @@ static void *choose(const char *name, const void *site) {
     return choice.function;
 }
 
-static void *find(struct routes *routes, const void *site) {
+static void *find(struct routes *routes, const void *site)
+{
     struct route *first = atomic_load_explicit(&routes->first, memory_order_acquire);
     struct route *route = NULL;
     void *function = NULL;
@@ -101,7 +104,8 @@ static void *find(struct routes *routes, const void *site) {
 /* nccl.h declares these names with types that older releases lack, hence the assembler names. */
 #define FORWARD(entry, parameters, arguments)                                                      \
     LAMPREY_DOOR_EXPORT ncclResult_t lamprey_preload_##entry parameters __asm__("nccl" #entry);    \
-    ncclResult_t lamprey_preload_##entry parameters {                                              \
+    ncclResult_t lamprey_preload_##entry parameters                                                \
+    {                                                                                              \
         static struct routes routes = {.name = "nccl" #entry};                                     \
         ncclResult_t(*function) parameters =                                                       \
             (ncclResult_t(*) parameters)find(&routes, __builtin_return_address(0));                \
@@ -112,7 +116,8 @@ static void *find(struct routes *routes, const void *site) {
 LAMPREY_NCCL_INTERCEPTED(FORWARD)
 LAMPREY_NCCL_ORDERED(FORWARD)
 
-static int note_one(const struct lamprey_image *image, void *context) {
+static int note_one(const struct lamprey_image *image, void *context)
+{
     (void)image;
     *(bool *)context = true;
     return 1;
@@ -121,7 +126,8 @@ static int note_one(const struct lamprey_image *image, void *context) {
 /* Programs that link NCCL have it mapped already, and may take addresses with dlsym that pass by
  * the names above: attach before main. Where NCCL comes later, the first call through a name does
  * it. */
-__attribute__((constructor)) static void enter(void) {
+__attribute__((constructor)) static void enter(void)
+{
     void *global = dlopen(NULL, RTLD_LAZY);
     bool nccl_is_here = false;
     void *visible = NULL;

@@ -7,32 +7,37 @@
 
 #define NAME "lamprey"
 
-static ncclResult_t start_event(void *context, void **event, void *descriptor) {
+static ncclResult_t start_event(void *context, void **event, void *descriptor)
+{
     (void)context;
     (void)descriptor;
     *event = NULL;
     return ncclSuccess;
 }
 
-static ncclResult_t stop_event(void *event) {
+static ncclResult_t stop_event(void *event)
+{
     (void)event;
     return ncclSuccess;
 }
 
-static ncclResult_t record_event_state(void *event, int state, void *arguments) {
+static ncclResult_t record_event_state(void *event, int state, void *arguments)
+{
     (void)event;
     (void)state;
     (void)arguments;
     return ncclSuccess;
 }
 
-static ncclResult_t finalize(void *context) {
+static ncclResult_t finalize(void *context)
+{
     (void)context;
     return ncclSuccess;
 }
 
 static ncclResult_t enter(void **context, int *mask, lamprey_nccl_logger logger,
-                          const void *address) {
+                          const void *address)
+{
     *context = NULL;
     *mask = 0;
     lamprey_door_enter(logger, address, NULL, "profiler");
@@ -40,7 +45,8 @@ static ncclResult_t enter(void **context, int *mask, lamprey_nccl_logger logger,
 }
 
 static ncclResult_t init_v6(void **context, uint64_t comm_id, int *mask, const char *comm_name,
-                            int nnodes, int nranks, int rank, lamprey_nccl_logger logger) {
+                            int nnodes, int nranks, int rank, lamprey_nccl_logger logger)
+{
     (void)comm_id;
     (void)comm_name;
     (void)nnodes;
@@ -50,7 +56,8 @@ static ncclResult_t init_v6(void **context, uint64_t comm_id, int *mask, const c
 }
 
 static ncclResult_t init_v4(void **context, int *mask, const char *comm_name, uint64_t comm_hash,
-                            int nnodes, int nranks, int rank, lamprey_nccl_logger logger) {
+                            int nnodes, int nranks, int rank, lamprey_nccl_logger logger)
+{
     (void)comm_name;
     (void)comm_hash;
     (void)nnodes;
@@ -59,7 +66,8 @@ static ncclResult_t init_v4(void **context, int *mask, const char *comm_name, ui
     return enter(context, mask, logger, __builtin_return_address(0));
 }
 
-static ncclResult_t init_v3(void **context, int *mask) {
+static ncclResult_t init_v3(void **context, int *mask)
+{
     return enter(context, mask, NULL, __builtin_return_address(0));
 }
 

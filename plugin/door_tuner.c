@@ -41,12 +41,14 @@ struct extras {
 static pthread_once_t open_once = PTHREAD_ONCE_INIT;
 static void *chain_handle;
 
-static void open_chain(void) {
+static void open_chain(void)
+{
     chain_handle =
         lamprey_chain_open("tuner", "LAMPREY_TUNER_PLUGIN", lamprey_config_get()->tuner_plugin);
 }
 
-static const void *find_chained(int newest, int oldest, int *version) {
+static const void *find_chained(int newest, int oldest, int *version)
+{
     static atomic_flag warned = ATOMIC_FLAG_INIT;
     const void *table = NULL;
 
@@ -65,7 +67,8 @@ static const void *find_chained(int newest, int oldest, int *version) {
 
 static ncclResult_t call_init(const struct chained *chained, size_t nranks, size_t nnodes,
                               lamprey_nccl_logger logger, const struct extras *extras,
-                              void **context) {
+                              void **context)
+{
     switch (chained->version) {
     case 6:
         return ((const struct lamprey_abi_tuner_v6 *)chained->table)
@@ -89,7 +92,8 @@ static ncclResult_t call_init(const struct chained *chained, size_t nranks, size
 
 static ncclResult_t enter(void **context, int version, size_t nranks, size_t nnodes,
                           lamprey_nccl_logger logger, const struct extras *extras,
-                          const void *address) {
+                          const void *address)
+{
     struct chained found = {0};
     struct chained *chained = NULL;
     ncclResult_t result = ncclSuccess;
@@ -116,7 +120,8 @@ static ncclResult_t enter(void **context, int version, size_t nranks, size_t nno
     return ncclSuccess;
 }
 
-static ncclResult_t leave(void *context) {
+static ncclResult_t leave(void *context)
+{
     struct chained *chained = context;
     ncclResult_t result = ncclSuccess;
 
@@ -145,13 +150,15 @@ static ncclResult_t leave(void *context) {
 }
 
 /* costs is declared as rows of pointers and is one block of algorithms x protocols floats. */
-static float *cost(float **costs, int protocols, int algorithm, int protocol) {
+static float *cost(float **costs, int protocols, int algorithm, int protocol)
+{
     return (float *)(void *)costs + algorithm * protocols + protocol;
 }
 
 /* A v2 tuner names one algorithm and protocol; cost 0 makes NCCL take it, if it is possible. */
 static ncclResult_t ask_v2(const struct chained *chained, int function, size_t bytes, int pipe_ops,
-                           float **costs, int algorithms, int protocols, int *channels) {
+                           float **costs, int algorithms, int protocols, int *channels)
+{
     const struct lamprey_abi_tuner_v2 *table = chained->table;
     int algorithm = -1;
     int protocol = -1;
@@ -177,7 +184,8 @@ static ncclResult_t ask_v2(const struct chained *chained, int function, size_t b
 }
 
 static ncclResult_t ask(void *context, int function, size_t bytes, int pipe_ops, float **costs,
-                        int algorithms, int protocols, int registered, int *channels) {
+                        int algorithms, int protocols, int registered, int *channels)
+{
     const struct chained *chained = context;
 
     if (chained == NULL) {
@@ -206,7 +214,8 @@ static ncclResult_t ask(void *context, int function, size_t bytes, int pipe_ops,
 }
 
 static ncclResult_t get_chunk_size(void *context, int function, size_t bytes, int algorithm,
-                                   int protocol, int channels, size_t *chunk_size) {
+                                   int protocol, int channels, size_t *chunk_size)
+{
     const struct chained *chained = context;
     const struct lamprey_abi_tuner_v6 *table = NULL;
 
@@ -232,7 +241,8 @@ LAMPREY_DOOR_EXPORT struct lamprey_abi_tuner_v6 ncclTunerPlugin_v6 = {NAME, init
 
 static ncclResult_t init_v6(void **context, uint64_t comm_id, size_t nranks, size_t nnodes,
                             lamprey_nccl_logger logger, struct lamprey_abi_nvl_domains *domains,
-                            struct lamprey_abi_tuner_constants *constants) {
+                            struct lamprey_abi_tuner_constants *constants)
+{
     struct extras extras = {comm_id, domains, constants};
     const struct chained *chained = NULL;
     ncclResult_t result =
@@ -248,34 +258,40 @@ static ncclResult_t init_v6(void **context, uint64_t comm_id, size_t nranks, siz
 
 static ncclResult_t init_v5(void **context, uint64_t comm_id, size_t nranks, size_t nnodes,
                             lamprey_nccl_logger logger, struct lamprey_abi_nvl_domains *domains,
-                            struct lamprey_abi_tuner_constants *constants) {
+                            struct lamprey_abi_tuner_constants *constants)
+{
     struct extras extras = {comm_id, domains, constants};
 
     return enter(context, 5, nranks, nnodes, logger, &extras, __builtin_return_address(0));
 }
 
 static ncclResult_t init_v4(size_t nranks, size_t nnodes, lamprey_nccl_logger logger,
-                            void **context) {
+                            void **context)
+{
     return enter(context, 4, nranks, nnodes, logger, NULL, __builtin_return_address(0));
 }
 
 static ncclResult_t init_v3(size_t nranks, size_t nnodes, lamprey_nccl_logger logger,
-                            void **context) {
+                            void **context)
+{
     return enter(context, 3, nranks, nnodes, logger, NULL, __builtin_return_address(0));
 }
 
 static ncclResult_t init_v2(size_t nranks, size_t nnodes, lamprey_nccl_logger logger,
-                            void **context) {
+                            void **context)
+{
     return enter(context, 2, nranks, nnodes, logger, NULL, __builtin_return_address(0));
 }
 
 static ncclResult_t ask_as_v3(void *context, int function, size_t bytes, int pipe_ops,
-                              float **costs, int algorithms, int protocols, int *channels) {
+                              float **costs, int algorithms, int protocols, int *channels)
+{
     return ask(context, function, bytes, pipe_ops, costs, algorithms, protocols, 0, channels);
 }
 
 static ncclResult_t ask_as_v2(void *context, int function, size_t bytes, int collnet, int nvls,
-                              int pipe_ops, int *algorithm, int *protocol, int *channels) {
+                              int pipe_ops, int *algorithm, int *protocol, int *channels)
+{
     const struct chained *chained = context;
 
     if (chained == NULL) {
@@ -289,7 +305,8 @@ static ncclResult_t ask_as_v2(void *context, int function, size_t bytes, int col
 /* v1 has no context: the chained tuner's table is all there is. */
 static const struct lamprey_abi_tuner_v1 *_Atomic chained_v1;
 
-static ncclResult_t init_v1(size_t nranks, size_t nnodes, lamprey_nccl_logger logger) {
+static ncclResult_t init_v1(size_t nranks, size_t nnodes, lamprey_nccl_logger logger)
+{
     const struct lamprey_abi_tuner_v1 *table = NULL;
     int version = 0;
 
@@ -300,7 +317,8 @@ static ncclResult_t init_v1(size_t nranks, size_t nnodes, lamprey_nccl_logger lo
 }
 
 static ncclResult_t ask_v1(int function, size_t bytes, int collnet, int nvls, int pipe_ops,
-                           int *algorithm, int *protocol, int *channels) {
+                           int *algorithm, int *protocol, int *channels)
+{
     const struct lamprey_abi_tuner_v1 *table = atomic_load(&chained_v1);
 
     return table != NULL ? table->get_coll_info(function, bytes, collnet, nvls, pipe_ops, algorithm,
@@ -308,7 +326,8 @@ static ncclResult_t ask_v1(int function, size_t bytes, int collnet, int nvls, in
                          : ncclSuccess;
 }
 
-static ncclResult_t leave_v1(void) {
+static ncclResult_t leave_v1(void)
+{
     const struct lamprey_abi_tuner_v1 *table = atomic_load(&chained_v1);
 
     return table != NULL ? table->destroy() : ncclSuccess;

@@ -17,7 +17,8 @@ struct walk {
     int earlier;
 };
 
-static int visit(struct dl_phdr_info *info, size_t size, void *context) {
+static int visit(struct dl_phdr_info *info, size_t size, void *context)
+{
     struct walk *walk = context;
     struct lamprey_image image;
 
@@ -39,7 +40,8 @@ static int visit(struct dl_phdr_info *info, size_t size, void *context) {
     return 0;
 }
 
-int lamprey_first_copy(void) {
+int lamprey_first_copy(void)
+{
     static _Atomic int answer = -1;
     struct lamprey_image own;
     struct walk walk = {0};

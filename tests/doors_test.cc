@@ -92,7 +92,8 @@ AGREES(CommSuspend)
 AGREES(CommResume)
 #endif
 
-std::string absolute(const std::string &path) {
+std::string absolute(const std::string &path)
+{
     char *resolved = realpath(path.c_str(), nullptr);
     std::string result = resolved != nullptr ? resolved : "";
     free(resolved);
@@ -110,13 +111,15 @@ struct Outcome {
     int status = -1; // of the process, or -1 if it was killed by a signal or the deadline
     std::string log; // standard error
     std::multimap<std::string, std::string> values; // name=value lines of standard output
-    std::string value(const std::string &name) const {
+    std::string value(const std::string &name) const
+    {
         auto found = values.find(name);
         return found != values.end() ? found->second : "(none)";
     }
 };
 
-std::ostream &operator<<(std::ostream &stream, const Outcome &outcome) {
+std::ostream &operator<<(std::ostream &stream, const Outcome &outcome)
+{
     stream << "status " << outcome.status << "\n";
     for (const auto &[name, value] : outcome.values) {
         stream << name << "=" << value << "\n";
@@ -125,7 +128,8 @@ std::ostream &operator<<(std::ostream &stream, const Outcome &outcome) {
 }
 
 // Runs caller with nothing in its environment but what is given.
-Outcome run(const std::vector<std::string> &arguments, const Environment &environment) {
+Outcome run(const std::vector<std::string> &arguments, const Environment &environment)
+{
     constexpr auto kDeadline = std::chrono::seconds(60);
     std::vector<std::string> strings = {absolute(kCaller)};
     strings.insert(strings.end(), arguments.begin(), arguments.end());
@@ -199,7 +203,8 @@ Outcome run(const std::vector<std::string> &arguments, const Environment &enviro
     return outcome;
 }
 
-std::string read_file(const std::string &path) {
+std::string read_file(const std::string &path)
+{
     std::ifstream file(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
 }
@@ -207,7 +212,8 @@ std::string read_file(const std::string &path) {
 // A folder with the library under the names that it is installed by.
 class Installed {
   public:
-    Installed() {
+    Installed()
+    {
         char pattern[] = "/tmp/lamprey-doors-XXXXXX";
         path_ = mkdtemp(pattern);
         copy(kLibrary, "liblamprey.so");
@@ -219,29 +225,35 @@ class Installed {
     }
     Installed(const Installed &) = delete;
     Installed &operator=(const Installed &) = delete;
-    ~Installed() {
+    ~Installed()
+    {
         for (const std::string &name : names_) {
             unlink(name.c_str());
         }
         rmdir(path_.c_str());
     }
-    std::string copy(const std::string &from, const std::string &name) {
+    std::string copy(const std::string &from, const std::string &name)
+    {
         std::string to = path_ + "/" + name;
         std::ofstream(to, std::ios::binary) << read_file(from);
         names_.push_back(to);
         return to;
     }
-    void remove(const std::string &name) {
+    void remove(const std::string &name)
+    {
         unlink((path_ + "/" + name).c_str());
     }
-    void add_default_doors() {
+    void add_default_doors()
+    {
         copy("plugin/libnccl-env.so", "libnccl-env.so");
         copy("plugin/libnccl-tuner.so", "libnccl-tuner.so");
     }
-    const std::string &path() const {
+    const std::string &path() const
+    {
         return path_;
     }
-    std::string library() const {
+    std::string library() const
+    {
         return path_ + "/liblamprey.so";
     }
 
@@ -250,7 +262,8 @@ class Installed {
     std::vector<std::string> names_;
 };
 
-std::string real_nccl() {
+std::string real_nccl()
+{
     std::vector<std::string> candidates;
     const char *chosen = getenv("LAMPREY_TEST_NCCL");
     if (chosen != nullptr) {
@@ -278,19 +291,22 @@ std::string real_nccl() {
     }
 
 // The first call of many programs needs a network interface to listen on, nothing more.
-Environment for_real(Environment more) {
+Environment for_real(Environment more)
+{
     more.emplace("NCCL_SOCKET_IFNAME", "lo");
     return more;
 }
 
-void expect_redirected(const Outcome &outcome) {
+void expect_redirected(const Outcome &outcome)
+{
     EXPECT_EQ(outcome.status, 0) << outcome;
     EXPECT_EQ(outcome.value("redirected"), "all") << outcome;
     EXPECT_EQ(outcome.value("copies"), "1") << outcome;
     EXPECT_EQ(outcome.value("stats_of_nothing"), std::to_string(ncclInvalidArgument)) << outcome;
 }
 
-void expect_nothing(const Outcome &outcome) {
+void expect_nothing(const Outcome &outcome)
+{
     EXPECT_EQ(outcome.status, 0) << outcome;
     EXPECT_EQ(outcome.value("redirected"), "none") << outcome;
     EXPECT_EQ(outcome.value("copies"), "0") << outcome;
@@ -299,7 +315,8 @@ void expect_nothing(const Outcome &outcome) {
 
 // --- the file -----------------------------------------------------------------------------------
 
-std::set<std::string> listed_exports() {
+std::set<std::string> listed_exports()
+{
     std::set<std::string> names;
     std::istringstream lines(read_file("plugin/exports.lds"));
     bool global = false;
@@ -315,14 +332,16 @@ std::set<std::string> listed_exports() {
     return names;
 }
 
-TEST(Library, ExportsWhatTheListSaysAndNothingElse) {
+TEST(Library, ExportsWhatTheListSaysAndNothingElse)
+{
     ElfFile file(kLibrary);
     std::set<std::string> listed = listed_exports();
     EXPECT_GT(listed.size(), 60u);
     EXPECT_EQ(file.exports(), listed);
 }
 
-TEST(Library, ExportsEveryInterceptedName) {
+TEST(Library, ExportsEveryInterceptedName)
+{
     std::set<std::string> listed = listed_exports();
 #define IS_LISTED(entry, parameters, arguments)                                                    \
     EXPECT_EQ(listed.count("nccl" #entry), 1u) << #entry;
@@ -330,7 +349,8 @@ TEST(Library, ExportsEveryInterceptedName) {
     LAMPREY_NCCL_ORDERED(IS_LISTED)
 }
 
-TEST(Library, NeedsLibcAlone) {
+TEST(Library, NeedsLibcAlone)
+{
     std::set<std::string> needed = ElfFile(kLibrary).needed();
     EXPECT_EQ(needed.erase("libc.so.6"), 1u);
     // The loader itself, for thread-local storage: there is no process without it.
@@ -339,7 +359,8 @@ TEST(Library, NeedsLibcAlone) {
     }
 }
 
-TEST(Library, NeedsNoNewerGlibcThan234) {
+TEST(Library, NeedsNoNewerGlibcThan234)
+{
     for (const std::string &version : ElfFile(kLibrary).needed_versions()) {
         int major = 0;
         int minor = 0;
@@ -351,19 +372,22 @@ TEST(Library, NeedsNoNewerGlibcThan234) {
     }
 }
 
-TEST(Library, StaysMappedAndIsFullyBoundAtLoad) {
+TEST(Library, StaysMappedAndIsFullyBoundAtLoad)
+{
     ElfFile file(kLibrary);
     EXPECT_TRUE(file.dynamic(DT_FLAGS_1) & DF_1_NODELETE);
     EXPECT_TRUE(file.dynamic(DT_FLAGS_1) & DF_1_NOW);
 }
 
-TEST(Library, HasNoTextRelocations) {
+TEST(Library, HasNoTextRelocations)
+{
     ElfFile file(kLibrary);
     EXPECT_FALSE(file.has_dynamic(DT_TEXTREL));
     EXPECT_FALSE(file.dynamic(DT_FLAGS) & DF_TEXTREL);
 }
 
-TEST(DefaultDoor, HasNoPluginInIt) {
+TEST(DefaultDoor, HasNoPluginInIt)
+{
     for (const char *name : {"plugin/libnccl-env.so", "plugin/libnccl-tuner.so"}) {
         ElfFile file(name);
         EXPECT_EQ(file.exports(), std::set<std::string>{}) << name;
@@ -379,13 +403,15 @@ struct Door {
     int version;
 };
 
-std::ostream &operator<<(std::ostream &stream, const Door &door) {
+std::ostream &operator<<(std::ostream &stream, const Door &door)
+{
     return stream << door.kind << door.version;
 }
 
 class Doors : public testing::TestWithParam<Door> {};
 
-std::vector<Door> all_doors() {
+std::vector<Door> all_doors()
+{
     std::vector<Door> doors;
     for (int version = 1; version <= 6; version++) {
         doors.push_back({"Tuner", version});
@@ -401,7 +427,8 @@ std::vector<Door> all_doors() {
     return doors;
 }
 
-TEST_P(Doors, AttachesAndChangesNothingElse) {
+TEST_P(Doors, AttachesAndChangesNothingElse)
+{
     Outcome outcome = run({"door", absolute(kFake), GetParam().kind,
                            std::to_string(GetParam().version), absolute(kLibrary)},
                           {});
@@ -410,7 +437,8 @@ TEST_P(Doors, AttachesAndChangesNothingElse) {
     expect_redirected(outcome);
 }
 
-TEST_P(Doors, MayBeOpenedAgain) {
+TEST_P(Doors, MayBeOpenedAgain)
+{
     Outcome outcome = run({"door", absolute(kFake), GetParam().kind,
                            std::to_string(GetParam().version), absolute(kLibrary), "3"},
                           {});
@@ -426,12 +454,14 @@ INSTANTIATE_TEST_SUITE_P(All, Doors, testing::ValuesIn(all_doors()),
 
 // --- chaining -----------------------------------------------------------------------------------
 
-std::string fake_plugin(int version) {
+std::string fake_plugin(int version)
+{
     return absolute("tests/doors/libfake-plugin-v" + std::to_string(version) + ".so");
 }
 
 // What NCCL sees of a chained tuner of some version behind ours of another.
-std::string expected_tuner_report(int door, int plugin) {
+std::string expected_tuner_report(int door, int plugin)
+{
     bool serves = door == 1 ? plugin == 1 : plugin >= 2 && plugin <= door;
     if (!serves) {
         return "lamprey: ";
@@ -445,7 +475,8 @@ std::string expected_tuner_report(int door, int plugin) {
            (door == 6 && plugin == 6 ? "chunk=12346 " : "");
 }
 
-TEST(Chain, PassesATunersOpinionOnOrGoesOnWithout) {
+TEST(Chain, PassesATunersOpinionOnOrGoesOnWithout)
+{
     for (int door = 1; door <= 6; door++) {
         for (int plugin = 1; plugin <= 6; plugin++) {
             Outcome outcome = run(
@@ -465,7 +496,8 @@ TEST(Chain, PassesATunersOpinionOnOrGoesOnWithout) {
     }
 }
 
-TEST(Chain, FindsAPluginByTheNamesThatNcclTries) {
+TEST(Chain, FindsAPluginByTheNamesThatNcclTries)
+{
     Installed installed;
     installed.copy(fake_plugin(6), "libnccl-tuner-mine.so");
     installed.copy(fake_plugin(6), "libnccl-env-mine.so");
@@ -480,7 +512,8 @@ TEST(Chain, FindsAPluginByTheNamesThatNcclTries) {
     EXPECT_EQ(outcome.value("report"), "lamprey: FAKE_UNSET=from the plugin ") << outcome;
 }
 
-TEST(Chain, PassesEnvironmentQuestionsOn) {
+TEST(Chain, PassesEnvironmentQuestionsOn)
+{
     // door, plugin (6 has env v2 alone, 1 has v1 alone), whether it is asked
     const struct {
         int door;
@@ -498,7 +531,8 @@ TEST(Chain, PassesEnvironmentQuestionsOn) {
     }
 }
 
-TEST(Chain, WarnsOnceOfAPluginThatIsNotThere) {
+TEST(Chain, WarnsOnceOfAPluginThatIsNotThere)
+{
     Outcome outcome = run({"door", absolute(kFake), "Tuner", "5", absolute(kLibrary), "3"},
                           {{"LAMPREY_TUNER_PLUGIN", "nosuch"}});
     EXPECT_EQ(outcome.value("report"), "lamprey: ");
@@ -510,7 +544,8 @@ TEST(Chain, WarnsOnceOfAPluginThatIsNotThere) {
     expect_redirected(outcome);
 }
 
-TEST(Chain, RefusesItself) {
+TEST(Chain, RefusesItself)
+{
     for (const char *kind : {"Tuner", "Env"}) {
         std::string setting =
             strcmp(kind, "Tuner") == 0 ? "LAMPREY_TUNER_PLUGIN" : "LAMPREY_ENV_PLUGIN";
@@ -521,7 +556,8 @@ TEST(Chain, RefusesItself) {
     }
 }
 
-TEST(Chain, TakesNoneAsNone) {
+TEST(Chain, TakesNoneAsNone)
+{
     Outcome outcome = run({"door", absolute(kFake), "Tuner", "5", absolute(kLibrary)},
                           {{"LAMPREY_TUNER_PLUGIN", "none"}});
     EXPECT_EQ(outcome.value("report"), "lamprey: ");
@@ -530,7 +566,8 @@ TEST(Chain, TakesNoneAsNone) {
 
 // --- LD_PRELOAD ---------------------------------------------------------------------------------
 
-TEST(Preload, ForwardsEveryCallUnchangedAndOnce) {
+TEST(Preload, ForwardsEveryCallUnchangedAndOnce)
+{
     Outcome outcome =
         run({"user", absolute(kFake), absolute(kUser)}, {{"LD_PRELOAD", absolute(kLibrary)}});
     EXPECT_EQ(outcome.value("before"), "none") << "NCCL comes after the library here";
@@ -538,20 +575,23 @@ TEST(Preload, ForwardsEveryCallUnchangedAndOnce) {
     expect_redirected(outcome);
 }
 
-TEST(Preload, AttachesBeforeMainWhereNcclIsMappedAlready) {
+TEST(Preload, AttachesBeforeMainWhereNcclIsMappedAlready)
+{
     Outcome outcome = run({"loaded", absolute(kFake)},
                           {{"LD_PRELOAD", absolute(kLibrary) + " " + absolute(kFake)}});
     expect_redirected(outcome);
 }
 
-TEST(Preload, IsInvalidUsageWhereThereIsNoNccl) {
+TEST(Preload, IsInvalidUsageWhereThereIsNoNccl)
+{
     Outcome outcome = run({"alone", absolute(kUser)}, {{"LD_PRELOAD", absolute(kLibrary)}});
     EXPECT_EQ(outcome.status, 0) << outcome;
     EXPECT_EQ(outcome.value("null_communicator"), std::to_string(ncclInvalidUsage)) << outcome;
     EXPECT_EQ(outcome.log, "");
 }
 
-TEST(Preload, LeavesTwoNcclsToThemselves) {
+TEST(Preload, LeavesTwoNcclsToThemselves)
+{
     Installed installed;
     std::string second = installed.copy(kFake, "libother.so");
     Outcome outcome = run({"two", absolute(kFake), second}, {{"LD_PRELOAD", absolute(kLibrary)}});
@@ -560,13 +600,15 @@ TEST(Preload, LeavesTwoNcclsToThemselves) {
     EXPECT_EQ(outcome.value("broadcasts_1"), "1") << outcome;
 }
 
-TEST(Preload, LeavesProgramsWithoutNcclAlone) {
+TEST(Preload, LeavesProgramsWithoutNcclAlone)
+{
     Outcome outcome = run({}, {{"LD_PRELOAD", absolute(kLibrary)}});
     EXPECT_EQ(outcome.status, 64) << outcome;
     EXPECT_EQ(outcome.log, "usage: caller COMMAND ARGUMENT...\n");
 }
 
-TEST(FirstCopy, TellsTheFirstFromTheOthers) {
+TEST(FirstCopy, TellsTheFirstFromTheOthers)
+{
     Installed installed;
     std::string one = installed.copy("tests/doors/libcopy.so", "one.so");
     std::string two = installed.copy("tests/doors/libcopy.so", "two.so");
@@ -579,7 +621,8 @@ TEST(FirstCopy, TellsTheFirstFromTheOthers) {
     EXPECT_EQ(answers, (std::vector<std::string>{"1", "0", "0", "1", "0"})) << outcome;
 }
 
-TEST(FirstCopy, SecondLibraryStaysPassive) {
+TEST(FirstCopy, SecondLibraryStaysPassive)
+{
     Installed installed;
     Outcome outcome = run({"door", absolute(kFake), "Tuner", "5", installed.library()},
                           {{"LD_PRELOAD", absolute(kLibrary) + " " + absolute(kFake)}});
@@ -593,7 +636,8 @@ TEST(FirstCopy, SecondLibraryStaysPassive) {
 
 // --- default-named doors ------------------------------------------------------------------------
 
-TEST(DefaultDoor, OpensTheLibraryIfNcclPluginNamesIt) {
+TEST(DefaultDoor, OpensTheLibraryIfNcclPluginNamesIt)
+{
     Installed installed;
     installed.add_default_doors();
     const struct {
@@ -633,7 +677,8 @@ TEST(DefaultDoor, OpensTheLibraryIfNcclPluginNamesIt) {
     }
 }
 
-TEST(DefaultDoor, SaysSoOnceIfTheLibraryIsMissing) {
+TEST(DefaultDoor, SaysSoOnceIfTheLibraryIsMissing)
+{
     Installed installed;
     installed.add_default_doors();
     installed.remove("liblamprey.so");
@@ -647,7 +692,8 @@ TEST(DefaultDoor, SaysSoOnceIfTheLibraryIsMissing) {
 
 // --- the real NCCL ------------------------------------------------------------------------------
 
-void expect_real_redirected(const Outcome &outcome) {
+void expect_real_redirected(const Outcome &outcome)
+{
     EXPECT_EQ(outcome.value("before"), "none") << outcome;
     EXPECT_EQ(outcome.value("unique_id"), "0") << outcome;
     // The way through us to NCCL and back: it is NCCL that refuses.
@@ -655,7 +701,8 @@ void expect_real_redirected(const Outcome &outcome) {
     expect_redirected(outcome);
 }
 
-TEST(RealNccl, OpensTheEnvDoorByName) {
+TEST(RealNccl, OpensTheEnvDoorByName)
+{
     SKIP_WITHOUT_REAL_NCCL(nccl);
     Installed installed;
     expect_real_redirected(
@@ -663,14 +710,16 @@ TEST(RealNccl, OpensTheEnvDoorByName) {
             for_real({{"NCCL_ENV_PLUGIN", "lamprey"}, {"LD_LIBRARY_PATH", installed.path()}})));
 }
 
-TEST(RealNccl, OpensTheEnvDoorByPath) {
+TEST(RealNccl, OpensTheEnvDoorByPath)
+{
     SKIP_WITHOUT_REAL_NCCL(nccl);
     Installed installed;
     expect_real_redirected(
         run({"unique-id", nccl}, for_real({{"NCCL_ENV_PLUGIN", installed.library()}})));
 }
 
-TEST(RealNccl, OpensTheDefaultDoor) {
+TEST(RealNccl, OpensTheDefaultDoor)
+{
     SKIP_WITHOUT_REAL_NCCL(nccl);
     Installed installed;
     installed.add_default_doors();
@@ -679,7 +728,8 @@ TEST(RealNccl, OpensTheDefaultDoor) {
             for_real({{"NCCL_PLUGIN", "lamprey"}, {"LD_LIBRARY_PATH", installed.path()}})));
 }
 
-TEST(RealNccl, OpensTheDefaultDoorIfItsOwnFileOfSettingsSaysSo) {
+TEST(RealNccl, OpensTheDefaultDoorIfItsOwnFileOfSettingsSaysSo)
+{
     SKIP_WITHOUT_REAL_NCCL(nccl);
     Installed installed;
     installed.add_default_doors();
@@ -690,14 +740,16 @@ TEST(RealNccl, OpensTheDefaultDoorIfItsOwnFileOfSettingsSaysSo) {
             for_real({{"NCCL_CONF_FILE", settings}, {"LD_LIBRARY_PATH", installed.path()}})));
 }
 
-TEST(RealNccl, IsLeftAloneIfNothingNamesTheLibrary) {
+TEST(RealNccl, IsLeftAloneIfNothingNamesTheLibrary)
+{
     SKIP_WITHOUT_REAL_NCCL(nccl);
     Installed installed;
     installed.add_default_doors();
     expect_nothing(run({"unique-id", nccl}, for_real({{"LD_LIBRARY_PATH", installed.path()}})));
 }
 
-TEST(RealNccl, IsReachedThroughPreload) {
+TEST(RealNccl, IsReachedThroughPreload)
+{
     SKIP_WITHOUT_REAL_NCCL(nccl);
     Outcome outcome =
         run({"user", nccl, absolute(kUser)}, for_real({{"LD_PRELOAD", absolute(kLibrary)}}));
@@ -705,7 +757,8 @@ TEST(RealNccl, IsReachedThroughPreload) {
     expect_redirected(outcome);
 }
 
-TEST(RealNccl, IsAttachedBeforeMainIfTheProgramLinksIt) {
+TEST(RealNccl, IsAttachedBeforeMainIfTheProgramLinksIt)
+{
     SKIP_WITHOUT_REAL_NCCL(nccl);
     expect_redirected(
         run({"loaded", nccl}, for_real({{"LD_PRELOAD", absolute(kLibrary) + " " + nccl}})));

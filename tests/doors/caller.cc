@@ -24,12 +24,14 @@ constexpr size_t kEntryBytes = 16;
 const char *const kFunctions[] = {LAMPREY_NCCL_INTERCEPTED(NAME) LAMPREY_NCCL_ORDERED(NAME)};
 #undef NAME
 
-[[noreturn]] void die(const char *what, const char *detail) {
+[[noreturn]] void die(const char *what, const char *detail)
+{
     printf("error: %s: %s\n", what, detail != nullptr ? detail : "");
     exit(2);
 }
 
-void *open_library(const char *path, int flags) {
+void *open_library(const char *path, int flags)
+{
     void *handle = dlopen(path, RTLD_NOW | flags);
     if (handle == nullptr) {
         die("dlopen", dlerror());
@@ -37,7 +39,8 @@ void *open_library(const char *path, int flags) {
     return handle;
 }
 
-template <typename Function> Function find(void *handle, const char *name) {
+template <typename Function> Function find(void *handle, const char *name)
+{
     auto function = reinterpret_cast<Function>(dlsym(handle, name));
     if (function == nullptr) {
         die("dlsym", dlerror());
@@ -46,7 +49,8 @@ template <typename Function> Function find(void *handle, const char *name) {
 }
 
 // The bytes that the file has where address is mapped from.
-std::string bytes_in_file(void *address, size_t size) {
+std::string bytes_in_file(void *address, size_t size)
+{
     Dl_info info;
     link_map *map = nullptr;
     if (dladdr1(address, &info, reinterpret_cast<void **>(&map), RTLD_DL_LINKMAP) == 0) {
@@ -73,7 +77,8 @@ std::string bytes_in_file(void *address, size_t size) {
 
 // Whether the functions that nccl has differ in their first bytes from the file's: all, none, or
 // the names of those that don't.
-void print_redirected(const char *label, void *nccl) {
+void print_redirected(const char *label, void *nccl)
+{
     int redirected = 0;
     int present = 0;
     std::string untouched;
@@ -95,13 +100,15 @@ void print_redirected(const char *label, void *nccl) {
                                    : ("all but" + untouched).c_str());
 }
 
-int visit(dl_phdr_info *info, size_t, void *context) {
+int visit(dl_phdr_info *info, size_t, void *context)
+{
     static_cast<std::vector<std::string> *>(context)->push_back(info->dlpi_name);
     return 0;
 }
 
 // Copies of the library in this process, and whether its own interface works.
-void print_library() {
+void print_library()
+{
     std::vector<std::string> names;
     dl_iterate_phdr(visit, &names);
     int copies = 0;
@@ -121,21 +128,24 @@ void print_library() {
     }
 }
 
-void print_null_communicator(void *nccl) {
+void print_null_communicator(void *nccl)
+{
     auto all_reduce = find<decltype(&ncclAllReduce)>(nccl, "ncclAllReduce");
     printf("null_communicator=%d\n",
            all_reduce(nullptr, nullptr, 1, ncclFloat32, ncclSum, nullptr, nullptr));
 }
 
 // loaded NCCL: nothing is called.
-void loaded(char **arguments) {
+void loaded(char **arguments)
+{
     void *nccl = open_library(arguments[0], 0);
     print_redirected("redirected", nccl);
     print_library();
 }
 
 // opened NCCL OBJECT: opened and closed, as NCCL does with a file that has no table in it.
-void opened(char **arguments) {
+void opened(char **arguments)
+{
     void *nccl = open_library(arguments[0], 0);
     print_redirected("before", nccl);
     dlclose(open_library(arguments[1], 0));
@@ -145,7 +155,8 @@ void opened(char **arguments) {
 }
 
 // unique-id NCCL: the first call of many programs, and all that works without a GPU.
-void unique_id(char **arguments) {
+void unique_id(char **arguments)
+{
     void *nccl = open_library(arguments[0], 0);
     ncclUniqueId id;
     print_redirected("before", nccl);
@@ -156,7 +167,8 @@ void unique_id(char **arguments) {
 }
 
 // door FAKE KIND VERSION PLUGIN [times]
-void door(char **arguments) {
+void door(char **arguments)
+{
     void *nccl = open_library(arguments[0], 0);
     auto open_door =
         find<int (*)(const char *, int, const char *, char *, size_t)>(nccl, "fakeOpenDoor");
@@ -172,7 +184,8 @@ void door(char **arguments) {
 }
 
 // user NCCL USER: calls through symbols.
-void user(char **arguments) {
+void user(char **arguments)
+{
     void *nccl = open_library(arguments[0], RTLD_GLOBAL);
     void *user = open_library(arguments[1], 0);
     print_redirected("before", nccl);
@@ -186,14 +199,16 @@ void user(char **arguments) {
 }
 
 // alone USER: NCCL's names are there, NCCL isn't.
-void alone(char **arguments) {
+void alone(char **arguments)
+{
     void *user = open_library(arguments[0], 0);
     printf("null_communicator=%d\n",
            find<ncclResult_t (*)()>(user, "userCallWithoutCommunicator")());
 }
 
 // two FIRST SECOND: a NCCL's calls of its own functions come back to it.
-void two(char **arguments) {
+void two(char **arguments)
+{
     for (int i = 0; i < 2; i++) {
         open_library(arguments[i], i == 0 ? RTLD_GLOBAL : RTLD_LOCAL);
     }
@@ -206,7 +221,8 @@ void two(char **arguments) {
 }
 
 // communicators NCCL: two ranks in this process, made and destroyed.
-void communicators(char **arguments) {
+void communicators(char **arguments)
+{
     void *nccl = open_library(arguments[0], 0);
     ncclComm_t comms[2] = {nullptr, nullptr};
     print_redirected("before", nccl);
@@ -220,7 +236,8 @@ void communicators(char **arguments) {
 }
 
 // first-copy OBJECT...: what each copy of first_copy.c says of itself.
-void first_copy(char **arguments) {
+void first_copy(char **arguments)
+{
     for (; *arguments != nullptr; arguments++) {
         void *handle = open_library(*arguments, 0);
         printf("first=%d\n", find<int (*)()>(handle, "firstCopy")());
@@ -245,7 +262,8 @@ const struct {
 
 } // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     for (const auto &command : kCommands) {
         if (argc >= 2 && strcmp(argv[1], command.name) == 0 && argc - 2 >= command.arguments) {
             command.run(argv + 2);

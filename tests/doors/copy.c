@@ -5,10 +5,12 @@
 __attribute__((visibility("default"))) int lampreyGetStats(void *comm, void *stats);
 __attribute__((visibility("default"))) int firstCopy(void);
 
-int lampreyGetStats(void *comm, void *stats) {
+int lampreyGetStats(void *comm, void *stats)
+{
     return comm == stats;
 }
 
-int firstCopy(void) {
+int firstCopy(void)
+{
     return lamprey_first_copy();
 }

@@ -14,7 +14,8 @@
 
 class ElfFile {
   public:
-    explicit ElfFile(const std::string &path) {
+    explicit ElfFile(const std::string &path)
+    {
         std::ifstream file(path, std::ios::binary);
         bytes_.assign(std::istreambuf_iterator<char>(file), {});
         if (bytes_.size() < sizeof(ElfW(Ehdr)) || bytes_.compare(0, SELFMAG, ELFMAG) != 0) {
@@ -23,7 +24,8 @@ class ElfFile {
     }
 
     // Dynamic symbols that are defined here.
-    std::set<std::string> exports() const {
+    std::set<std::string> exports() const
+    {
         std::set<std::string> names;
         const auto *symbols = section(SHT_DYNSYM);
         const char *strings = strings_of(*symbols);
@@ -36,7 +38,8 @@ class ElfFile {
         return names;
     }
 
-    std::set<std::string> needed() const {
+    std::set<std::string> needed() const
+    {
         std::set<std::string> names;
         const auto *dynamic_section = section(SHT_DYNAMIC);
         for_each_dynamic([&](const ElfW(Dyn) & entry) {
@@ -47,7 +50,8 @@ class ElfFile {
         return names;
     }
 
-    std::set<std::string> needed_versions() const {
+    std::set<std::string> needed_versions() const
+    {
         std::set<std::string> names;
         const auto *needs = section(SHT_GNU_verneed);
         size_t offset = needs->sh_offset;
@@ -64,14 +68,16 @@ class ElfFile {
         return names;
     }
 
-    bool has_dynamic(ElfW(Sxword) tag) const {
+    bool has_dynamic(ElfW(Sxword) tag) const
+    {
         bool found = false;
         for_each_dynamic([&](const ElfW(Dyn) & entry) { found |= entry.d_tag == tag; });
         return found;
     }
 
     // 0 if there is no such entry.
-    ElfW(Xword) dynamic(ElfW(Sxword) tag) const {
+    ElfW(Xword) dynamic(ElfW(Sxword) tag) const
+    {
         ElfW(Xword) value = 0;
         for_each_dynamic([&](const ElfW(Dyn) & entry) {
             if (entry.d_tag == tag) {
@@ -82,19 +88,22 @@ class ElfFile {
     }
 
   private:
-    template <typename T> const T *at(size_t offset) const {
+    template <typename T> const T *at(size_t offset) const
+    {
         if (offset + sizeof(T) > bytes_.size()) {
             throw std::runtime_error("ELF file is cut short");
         }
         return reinterpret_cast<const T *>(bytes_.data() + offset);
     }
 
-    const ElfW(Shdr) * section_at(size_t index) const {
+    const ElfW(Shdr) * section_at(size_t index) const
+    {
         const auto *header = at<ElfW(Ehdr)>(0);
         return at<ElfW(Shdr)>(header->e_shoff + index * header->e_shentsize);
     }
 
-    const ElfW(Shdr) * section(ElfW(Word) type) const {
+    const ElfW(Shdr) * section(ElfW(Word) type) const
+    {
         for (size_t i = 0; i < at<ElfW(Ehdr)>(0)->e_shnum; i++) {
             if (section_at(i)->sh_type == type) {
                 return section_at(i);
@@ -103,11 +112,13 @@ class ElfFile {
         throw std::runtime_error("ELF file lacks a section of type " + std::to_string(type));
     }
 
-    const char *strings_of(const ElfW(Shdr) & other) const {
+    const char *strings_of(const ElfW(Shdr) & other) const
+    {
         return at<char>(section_at(other.sh_link)->sh_offset);
     }
 
-    template <typename Visitor> void for_each_dynamic(Visitor visit) const {
+    template <typename Visitor> void for_each_dynamic(Visitor visit) const
+    {
         const auto *dynamic_section = section(SHT_DYNAMIC);
         for (size_t i = 0; i < dynamic_section->sh_size / sizeof(ElfW(Dyn)); i++) {
             visit(*at<ElfW(Dyn)>(dynamic_section->sh_offset + i * sizeof(ElfW(Dyn))));

@@ -19,14 +19,16 @@ struct Calls {
     std::string last;
 };
 
-std::map<std::string, Calls> &calls() {
+std::map<std::string, Calls> &calls()
+{
     static std::map<std::string, Calls> all;
     return all;
 }
 
 // noinline and by name: each public function keeps a body of its own that is long enough.
 template <typename... Arguments>
-__attribute__((noinline)) ncclResult_t record(const char *name, const Arguments &...arguments) {
+__attribute__((noinline)) ncclResult_t record(const char *name, const Arguments &...arguments)
+{
     Calls &entry = calls()[name];
     entry.count++;
     entry.last = bytes_of(arguments...);
@@ -35,7 +37,8 @@ __attribute__((noinline)) ncclResult_t record(const char *name, const Arguments 
 
 std::string logged;
 
-void logger(int level, unsigned long, const char *, int, const char *, ...) {
+void logger(int level, unsigned long, const char *, int, const char *, ...)
+{
     logged += std::to_string(level);
 }
 
@@ -43,7 +46,8 @@ void logger(int level, unsigned long, const char *, int, const char *, ...) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT ncclResult_t ncclGetVersion(int *version) {
+EXPORT ncclResult_t ncclGetVersion(int *version)
+{
     const char *text = getenv("FAKE_NCCL_VERSION");
     *version = text != nullptr ? atoi(text) : 22809;
     return ncclSuccess;
@@ -53,7 +57,8 @@ EXPORT ncclResult_t ncclGetVersion(int *version) {
 #define UNPACK(...) __VA_ARGS__
 #define FAKE(entry, parameters, arguments)                                                         \
     EXPORT ncclResult_t fake_##entry parameters __asm__("nccl" #entry);                            \
-    ncclResult_t fake_##entry parameters {                                                         \
+    ncclResult_t fake_##entry parameters                                                           \
+    {                                                                                              \
         return record_call(#entry, UNPACK arguments);                                              \
     }
 #define record_call(name, ...) record(name __VA_OPT__(, ) __VA_ARGS__)
@@ -61,27 +66,33 @@ EXPORT ncclResult_t ncclGetVersion(int *version) {
 LAMPREY_NCCL_INTERCEPTED(FAKE)
 LAMPREY_NCCL_ORDERED(FAKE)
 
-EXPORT ncclResult_t ncclCommCount(const ncclComm_t, int *) {
+EXPORT ncclResult_t ncclCommCount(const ncclComm_t, int *)
+{
     return ncclInvalidArgument;
 }
-EXPORT ncclResult_t ncclCommUserRank(const ncclComm_t, int *) {
+EXPORT ncclResult_t ncclCommUserRank(const ncclComm_t, int *)
+{
     return ncclInvalidArgument;
 }
-EXPORT ncclResult_t ncclCommCuDevice(const ncclComm_t, int *) {
+EXPORT ncclResult_t ncclCommCuDevice(const ncclComm_t, int *)
+{
     return ncclInvalidArgument;
 }
 
-EXPORT int fakeCount(const char *name) {
+EXPORT int fakeCount(const char *name)
+{
     return calls()[name].count;
 }
 
-EXPORT const std::string &fakeLast(const char *name) {
+EXPORT const std::string &fakeLast(const char *name)
+{
     return calls()[name].last;
 }
 
 // NCCL reaches some of its own public functions through the PLT, where a preloaded namesake stands
 // in between.
-EXPORT ncclResult_t fakeCallOwnBroadcast() {
+EXPORT ncclResult_t fakeCallOwnBroadcast()
+{
     return ncclBroadcast(nullptr, nullptr, 1, ncclInt8, 0, nullptr, nullptr);
 }
 
@@ -89,7 +100,8 @@ namespace {
 
 // What a release does with a table; "" or what was wrong. Calls are made from here, so that the
 // return address lies in this image.
-template <typename Table> std::string try_tuner_with_costs(Table *table, int version) {
+template <typename Table> std::string try_tuner_with_costs(Table *table, int version)
+{
     float costs[7][3];
     for (int i = 0; i < 21; i++) {
         costs[i / 3][i % 3] = i % 5 == 1 ? -1.0F : 1.5F * static_cast<float>(i);
@@ -155,7 +167,8 @@ template <typename Table> std::string try_tuner_with_costs(Table *table, int ver
     return report;
 }
 
-std::string try_tuner_with_choice(const lamprey_abi_tuner_v2 *v2, const lamprey_abi_tuner_v1 *v1) {
+std::string try_tuner_with_choice(const lamprey_abi_tuner_v2 *v2, const lamprey_abi_tuner_v1 *v1)
+{
     int algorithm = -1;
     int protocol = -1;
     int channels = 0;
@@ -176,7 +189,8 @@ std::string try_tuner_with_choice(const lamprey_abi_tuner_v2 *v2, const lamprey_
     return result == ncclSuccess ? report : report + "end " + std::to_string(result);
 }
 
-std::string try_tuner(void *table, int version) {
+std::string try_tuner(void *table, int version)
+{
     switch (version) {
     case 6:
         return try_tuner_with_costs(static_cast<lamprey_abi_tuner_v6 *>(table), version);
@@ -193,7 +207,8 @@ std::string try_tuner(void *table, int version) {
     }
 }
 
-std::string try_env(void *table, int version) {
+std::string try_env(void *table, int version)
+{
     auto *v2 = static_cast<lamprey_abi_env_v2 *>(table);
     auto *v1 = static_cast<lamprey_abi_env_v1 *>(table);
     ncclResult_t result = version == 2 ? v2->init(2, 30, 7, "", logger) : v1->init(2, 28, 9, "");
@@ -215,7 +230,8 @@ std::string try_env(void *table, int version) {
     return result == ncclSuccess ? report : report + "end " + std::to_string(result);
 }
 
-std::string try_profiler(void *table, int version) {
+std::string try_profiler(void *table, int version)
+{
     void *context = reinterpret_cast<void *>(0x1);
     int mask = 0xfff;
     ncclResult_t result;
@@ -241,7 +257,8 @@ std::string try_profiler(void *table, int version) {
     return report;
 }
 
-std::string try_network(void *table, int version, bool collective) {
+std::string try_network(void *table, int version, bool collective)
+{
     auto *v12 = static_cast<lamprey_abi_net_v12 *>(table);
     auto *c12 = static_cast<lamprey_abi_collnet_v12 *>(table);
     auto *v10 = static_cast<lamprey_abi_net_v10 *>(table);
@@ -280,8 +297,8 @@ std::string try_network(void *table, int version, bool collective) {
 
 // Opens a plugin, uses one table of it and closes it again. 0 and what the plugin changed in
 // report.
-EXPORT int fakeOpenDoor(const char *kind, int version, const char *path, char *report,
-                        size_t size) {
+EXPORT int fakeOpenDoor(const char *kind, int version, const char *path, char *report, size_t size)
+{
     std::string prefix =
         "nccl" + std::string(kind) + (strcmp(kind, "Profiler") == 0 ? "_v" : "Plugin_v");
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);

@@ -11,13 +11,15 @@ namespace {
 
 int alive;
 
-void *begin() {
+void *begin()
+{
     alive++;
     return &alive;
 }
 
 // Costs as the plugin leaves them show who was asked, and that the context came back.
-ncclResult_t choose(void *context, float **costs, int protocols, int *channels, int version) {
+ncclResult_t choose(void *context, float **costs, int protocols, int *channels, int version)
+{
     if (context != &alive || alive <= 0) {
         return ncclInternalError;
     }
@@ -26,7 +28,8 @@ ncclResult_t choose(void *context, float **costs, int protocols, int *channels, 
     return ncclSuccess;
 }
 
-ncclResult_t end(void *context) {
+ncclResult_t end(void *context)
+{
     alive--;
     return context == &alive ? ncclSuccess : ncclInternalError;
 }
@@ -34,7 +37,8 @@ ncclResult_t end(void *context) {
 [[maybe_unused]] ncclResult_t init_late(void **context, uint64_t comm_id, size_t nranks,
                                         size_t nnodes, lamprey_nccl_logger logger,
                                         lamprey_abi_nvl_domains *domains,
-                                        lamprey_abi_tuner_constants *constants) {
+                                        lamprey_abi_tuner_constants *constants)
+{
     if (comm_id != 7 || nranks != 2 || nnodes != 1 || logger == nullptr ||
         domains->max_ranks != 2 || constants == nullptr) {
         return ncclInvalidArgument;
@@ -44,7 +48,8 @@ ncclResult_t end(void *context) {
 }
 
 [[maybe_unused]] ncclResult_t init_early(size_t nranks, size_t nnodes, lamprey_nccl_logger logger,
-                                         void **context) {
+                                         void **context)
+{
     if (nranks != 2 || nnodes != 1 || logger == nullptr) {
         return ncclInvalidArgument;
     }
@@ -55,7 +60,8 @@ ncclResult_t end(void *context) {
 template <int version>
 ncclResult_t choose_registered(void *context, int function, size_t bytes, int pipe_ops,
                                float **costs, int algorithms, int protocols, int registered,
-                               int *channels) {
+                               int *channels)
+{
     if (function != 4 || bytes != 4096 || pipe_ops != 1 || algorithms != 7 || registered != 1) {
         return ncclInvalidArgument;
     }
@@ -63,8 +69,8 @@ ncclResult_t choose_registered(void *context, int function, size_t bytes, int pi
 }
 
 [[maybe_unused]] ncclResult_t choose_v3(void *context, int function, size_t bytes, int pipe_ops,
-                                        float **costs, int algorithms, int protocols,
-                                        int *channels) {
+                                        float **costs, int algorithms, int protocols, int *channels)
+{
     if (function != 4 || bytes != 4096 || pipe_ops != 1 || algorithms != 7) {
         return ncclInvalidArgument;
     }
@@ -73,7 +79,8 @@ ncclResult_t choose_registered(void *context, int function, size_t bytes, int pi
 
 [[maybe_unused]] ncclResult_t choose_v2(void *context, int function, size_t bytes, int collnet,
                                         int nvls, int pipe_ops, int *algorithm, int *protocol,
-                                        int *channels) {
+                                        int *channels)
+{
     if (context != &alive || function != 4 || bytes != 4096 || pipe_ops != 1 || collnet > 1 ||
         nvls != 1) {
         return ncclInvalidArgument;
@@ -84,43 +91,51 @@ ncclResult_t choose_registered(void *context, int function, size_t bytes, int pi
     return ncclSuccess;
 }
 
-[[maybe_unused]] ncclResult_t init_v1(size_t nranks, size_t, lamprey_nccl_logger) {
+[[maybe_unused]] ncclResult_t init_v1(size_t nranks, size_t, lamprey_nccl_logger)
+{
     return nranks == 2 && begin() != nullptr ? ncclSuccess : ncclInvalidArgument;
 }
 
 [[maybe_unused]] ncclResult_t choose_v1(int, size_t, int, int, int, int *algorithm, int *protocol,
-                                        int *channels) {
+                                        int *channels)
+{
     *algorithm = 1;
     *protocol = 2;
     *channels = 11;
     return ncclSuccess;
 }
 
-[[maybe_unused]] ncclResult_t end_v1() {
+[[maybe_unused]] ncclResult_t end_v1()
+{
     return end(&alive);
 }
 
 [[maybe_unused]] ncclResult_t chunk(void *context, int, size_t, int algorithm, int protocol,
-                                    int channels, size_t *size) {
+                                    int channels, size_t *size)
+{
     *size += context == &alive && algorithm == 1 && protocol == 2 && channels == 3 ? 1 : 100;
     return ncclSuccess;
 }
 
-[[maybe_unused]] ncclResult_t env_init(uint8_t major, uint8_t, uint8_t, const char *) {
+[[maybe_unused]] ncclResult_t env_init(uint8_t major, uint8_t, uint8_t, const char *)
+{
     return major == 2 && begin() != nullptr ? ncclSuccess : ncclInvalidArgument;
 }
 
 [[maybe_unused]] ncclResult_t env_init_v2(uint8_t major, uint8_t, uint8_t, const char *,
-                                          lamprey_nccl_logger logger) {
+                                          lamprey_nccl_logger logger)
+{
     return major == 2 && logger != nullptr && begin() != nullptr ? ncclSuccess
                                                                  : ncclInvalidArgument;
 }
 
-[[maybe_unused]] ncclResult_t env_end() {
+[[maybe_unused]] ncclResult_t env_end()
+{
     return end(&alive);
 }
 
-[[maybe_unused]] const char *env_get(const char *name) {
+[[maybe_unused]] const char *env_get(const char *name)
+{
     return strcmp(name, "FAKE_UNSET") == 0 ? "from the plugin" : getenv(name);
 }
 

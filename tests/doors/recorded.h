@@ -7,7 +7,8 @@
 #include <string>
 #include <type_traits>
 
-template <typename... Arguments> std::string bytes_of(const Arguments &...arguments) {
+template <typename... Arguments> std::string bytes_of(const Arguments &...arguments)
+{
     std::string bytes;
     (bytes.append(reinterpret_cast<const char *>(&arguments), sizeof(arguments)), ...);
     return bytes;
@@ -15,7 +16,8 @@ template <typename... Arguments> std::string bytes_of(const Arguments &...argume
 
 // Pointers lead into zeroed memory of their own, since the library may look behind some of them;
 // everything else gets a value that its neighbours don't have.
-template <typename T> T made_up(int position) {
+template <typename T> T made_up(int position)
+{
     static char memory[16][4096];
     T value;
     if constexpr (std::is_pointer_v<T>) {

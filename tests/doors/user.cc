@@ -18,7 +18,8 @@ namespace {
 
 template <typename... Parameters, size_t... Positions>
 bool arrives(const char *name, ncclResult_t (*function)(Parameters...), const std::string &last,
-             std::index_sequence<Positions...>) {
+             std::index_sequence<Positions...>)
+{
     const std::string sent = bytes_of(made_up<Parameters>(Positions)...);
     ncclResult_t result = function(made_up<Parameters>(Positions)...);
     if (result != ncclRemoteError) {
@@ -33,14 +34,16 @@ bool arrives(const char *name, ncclResult_t (*function)(Parameters...), const st
 }
 
 template <typename... Parameters>
-bool arrives(const char *name, ncclResult_t (*function)(Parameters...), const std::string &last) {
+bool arrives(const char *name, ncclResult_t (*function)(Parameters...), const std::string &last)
+{
     return arrives(name, function, last, std::index_sequence_for<Parameters...>());
 }
 
 } // namespace
 
 // Calls everything once; 0 if each call came to the fake NCCL as it was made, and once.
-extern "C" int userCallAll(void *fake) {
+extern "C" int userCallAll(void *fake)
+{
     auto last = reinterpret_cast<const std::string &(*)(const char *)>(dlsym(fake, "fakeLast"));
     auto count = reinterpret_cast<int (*)(const char *)>(dlsym(fake, "fakeCount"));
     int wrong = 0;
@@ -59,6 +62,7 @@ extern "C" int userCallAll(void *fake) {
 }
 
 // An all-reduce on no communicator.
-extern "C" ncclResult_t userCallWithoutCommunicator() {
+extern "C" ncclResult_t userCallWithoutCommunicator()
+{
     return ncclAllReduce(nullptr, nullptr, 1, ncclFloat32, ncclSum, nullptr, nullptr);
 }

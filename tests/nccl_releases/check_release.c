@@ -40,7 +40,8 @@ static void *nccl;
 
 #define TRIAL(entry, parameters, arguments)                                                        \
     static ncclResult_t(*original_##entry) parameters;                                             \
-    static ncclResult_t replacement_##entry parameters {                                           \
+    static ncclResult_t replacement_##entry parameters                                             \
+    {                                                                                              \
         calls++;                                                                                   \
         return original_##entry arguments;                                                         \
     }
@@ -65,7 +66,8 @@ static const struct function functions[] = {
 /* No function has more arguments than 11, of a register each but for the 128-byte id that
  * CommInitRank and CommInitRankConfig take by value on the stack. All are zero: NCCL refuses or has
  * nothing to do. CommShrink and CommSplit look at their communicators before they check them. */
-static ncclResult_t call_with_nothing(const char *name, void *function) {
+static ncclResult_t call_with_nothing(const char *name, void *function)
+{
     static char no_communicator[16 << 20]; /* as large as one */
     ncclComm_t child = NULL;
     ncclUniqueId id;
@@ -91,7 +93,8 @@ static ncclResult_t call_with_nothing(const char *name, void *function) {
                                                        NULL, NULL, NULL, NULL);
 }
 
-static int try_function(const struct function *function) {
+static int try_function(const struct function *function)
+{
     uint8_t before[ENTRY_BYTES];
     char reason[256];
     struct lamprey_hooks *hooks = NULL;
@@ -123,7 +126,8 @@ static int try_function(const struct function *function) {
 }
 
 /* Bits that the trial reached; 0 where it crashed or hung, with a line on standard error. */
-static int in_child(int (*trial)(const void *argument), const void *argument, const char *name) {
+static int in_child(int (*trial)(const void *argument), const void *argument, const char *name)
+{
     int status = 0;
     pid_t child = 0;
 
@@ -144,11 +148,13 @@ static int in_child(int (*trial)(const void *argument), const void *argument, co
     return WEXITSTATUS(status);
 }
 
-static int function_trial(const void *argument) {
+static int function_trial(const void *argument)
+{
     return try_function(argument);
 }
 
-static bool check_functions(void) {
+static bool check_functions(void)
+{
     int present = 0;
     int redirected = 0;
     int called = 0;
@@ -179,11 +185,13 @@ struct door {
 
 /* NCCL's logger is no public symbol. This function is inside NCCL as well, takes anything for its
  * level and prints nothing. */
-static lamprey_nccl_logger stand_in_logger(void) {
+static lamprey_nccl_logger stand_in_logger(void)
+{
     return (lamprey_nccl_logger)dlsym(nccl, "ncclGetErrorString");
 }
 
-static bool open_tuner(const void *table, int version) {
+static bool open_tuner(const void *table, int version)
+{
     struct lamprey_abi_nvl_domains domains = {1, 2, 2};
     struct lamprey_abi_tuner_constants constants = {0};
     float costs[7][3] = {{1.0F}};
@@ -236,7 +244,8 @@ static bool open_tuner(const void *table, int version) {
            memcmp(before, costs, sizeof(costs)) == 0;
 }
 
-static bool open_env(const void *table, int version) {
+static bool open_env(const void *table, int version)
+{
     const struct lamprey_abi_env_v2 *v2 = table;
     const struct lamprey_abi_env_v1 *v1 = table;
     ncclResult_t result = ncclSystemError;
@@ -250,7 +259,8 @@ static bool open_env(const void *table, int version) {
     return result == ncclSuccess && v1->get_env("PATH") == getenv("PATH");
 }
 
-static bool open_profiler(const void *table, int version) {
+static bool open_profiler(const void *table, int version)
+{
     const struct lamprey_abi_profiler_v6 *v6 = table;
     const struct lamprey_abi_profiler_v4 *v4 = table;
     const struct lamprey_abi_profiler_v3 *v3 = table;
@@ -269,7 +279,8 @@ static bool open_profiler(const void *table, int version) {
     return result == ncclSuccess && mask == 0 && context == NULL;
 }
 
-static bool open_network(const void *table, int version, bool collective) {
+static bool open_network(const void *table, int version, bool collective)
+{
     const struct lamprey_abi_net_v12 *net_v12 = table;
     const struct lamprey_abi_collnet_v12 *collnet_v12 = table;
     const struct lamprey_abi_net_v10 *net_v10 = table;
@@ -297,7 +308,8 @@ static bool open_network(const void *table, int version, bool collective) {
     return result == ncclSuccess;
 }
 
-static void remember(uint8_t entries[FUNCTIONS][ENTRY_BYTES]) {
+static void remember(uint8_t entries[FUNCTIONS][ENTRY_BYTES])
+{
     for (size_t i = 0; i < FUNCTIONS; i++) {
         void *entry = dlsym(nccl, functions[i].name);
 
@@ -309,7 +321,8 @@ static void remember(uint8_t entries[FUNCTIONS][ENTRY_BYTES]) {
 }
 
 /* The door opened, every function is redirected, and NCCL still answers as before. */
-static int door_trial(const void *argument) {
+static int door_trial(const void *argument)
+{
     const struct door *door = argument;
     uint8_t before[FUNCTIONS][ENTRY_BYTES];
     char symbol[64];
@@ -356,12 +369,14 @@ static int door_trial(const void *argument) {
     return OPENED;
 }
 
-static bool mentions(const char *file, size_t size, const char *text) {
+static bool mentions(const char *file, size_t size, const char *text)
+{
     return memmem(file, size, text, strlen(text) + 1) != NULL;
 }
 
 /* The versions of a kind that the file's strings name, e.g. "2-5" or "1,3"; every one is tried. */
-static bool check_kind(const char *file, size_t size, const char *kind, const char *plugin) {
+static bool check_kind(const char *file, size_t size, const char *kind, const char *plugin)
+{
     bool all = true;
     char list[64] = "";
 
@@ -384,7 +399,8 @@ static bool check_kind(const char *file, size_t size, const char *kind, const ch
     return all;
 }
 
-static bool check_doors(const char *path, const char *plugin) {
+static bool check_doors(const char *path, const char *plugin)
+{
     static const char *const kinds[] = {"TunerPlugin", "EnvPlugin", "Profiler", "NetPlugin",
                                         "CollNetPlugin"};
     struct stat status;
@@ -405,7 +421,8 @@ static bool check_doors(const char *path, const char *plugin) {
     return all;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     ncclResult_t (*get_version)(int *version) = NULL;
     int version = 0;
     bool all = false;

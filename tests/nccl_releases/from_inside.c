@@ -34,27 +34,30 @@ __asm__(".text\n"
         "    ret\n"
         ".size lamprey_call_by_way_of, . - lamprey_call_by_way_of\n");
 
-static const void *find_way(void *handle) {
+static const void *find_way(void *handle)
+{
     const uint8_t *code = dlsym(handle, "ncclGetVersion");
     return code != NULL ? memchr(code, 0xc3, SEARCHED_BYTES) : NULL;
 }
 #else
-static uintptr_t lamprey_call_by_way_of(const void *way, void *function,
-                                        const uintptr_t *arguments) {
+static uintptr_t lamprey_call_by_way_of(const void *way, void *function, const uintptr_t *arguments)
+{
     (void)way;
     (void)function;
     (void)arguments;
     abort();
 }
 
-static const void *find_way(void *handle) {
+static const void *find_way(void *handle)
+{
     (void)handle;
     return NULL;
 }
 #endif
 
 uintptr_t lamprey_call_from_inside(void *handle, void *function, uintptr_t a, uintptr_t b,
-                                   uintptr_t c, uintptr_t d, uintptr_t e, uintptr_t f) {
+                                   uintptr_t c, uintptr_t d, uintptr_t e, uintptr_t f)
+{
     const uintptr_t arguments[6] = {a, b, c, d, e, f};
     const void *way = find_way(handle);
 
