@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Communicators that exist: queries, life and death. */
+#include "tests/emulator/nccl/internal.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct ncclComm *live;
+
+void emulated_comm_publish(ncclComm_t comm)
+{
+    pthread_mutex_lock(&mutex);
+    comm->next = live;
+    live = comm;
+    pthread_mutex_unlock(&mutex);
+}
+
+/* False if it was not there: somebody else is destroying it, or it never was a communicator. */
+static bool withdraw(ncclComm_t comm)
+{
+    pthread_mutex_lock(&mutex);
+    struct ncclComm **link = &live;
+    while (*link != NULL && *link != comm) {
+        link = &(*link)->next;
+    }
+    bool found = *link != NULL;
+    if (found) {
+        *link = comm->next;
+    }
+    pthread_mutex_unlock(&mutex);
+    return found;
+}
+
+ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function)
+{
+    if (comm == NULL) {
+        WARN("%s : comm argument is NULL", function);
+        return ncclInvalidArgument;
+    }
+    pthread_mutex_lock(&mutex);
+    struct ncclComm *found = live;
+    while (found != NULL && found != comm) {
+        found = found->next;
+    }
+    pthread_mutex_unlock(&mutex);
+    if (found == NULL) {
+        WARN("%s : %p is no communicator", function, (void *)comm);
+        return ncclInvalidArgument;
+    }
+    return ncclSuccess;
+}
+
+void emulated_comm_drop(ncclComm_t comm)
+{
+    if (atomic_fetch_sub(&comm->references, 1) == 1) {
+        free(comm);
+    }
+}
+
+ncclResult_t emulated_comm_exchange(ncclComm_t comm, const void *mine, void *all, size_t bytes)
+{
+    struct emulated_segment *segment = comm->segment;
+    memcpy(segment->blobs[comm->rank], mine, bytes);
+    if (!emulated_barrier_wait(&segment->host, comm->nranks, &comm->abort)) {
+        return ncclInternalError;
+    }
+    for (int rank = 0; rank < comm->nranks; rank++) {
+        memcpy((char *)all + (size_t)rank * bytes, segment->blobs[rank], bytes);
+    }
+    bool good = emulated_barrier_wait(&segment->host, comm->nranks, &comm->abort);
+    return good ? ncclSuccess : ncclInternalError;
+}
+
+/* Waits for the communicator's own work, in any capture state of the program. */
+static ncclResult_t drain(ncclComm_t comm)
+{
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    cuThreadExchangeStreamCaptureMode(&mode);
+    ncclResult_t result = CUDA_TRY(cuEventSynchronize(comm->serial));
+    cuThreadExchangeStreamCaptureMode(&mode);
+    return result;
+}
+
+static ncclResult_t destroy(ncclComm_t comm)
+{
+    if (!withdraw(comm)) {
+        WARN("%p is no communicator", (void *)comm);
+        return ncclInvalidArgument;
+    }
+    ncclResult_t result = drain(comm);
+    emulated_plugins_unload(comm);
+    cuEventDestroy(comm->serial);
+    cuEventDestroy(comm->join);
+    comm->destroyed = true;
+    emulated_segment_leave(comm->segment);
+    comm->segment = NULL;
+    INFO("comm %p rank %d nRanks %d cudaDev %d - Destroy COMPLETE", (void *)comm, comm->rank,
+         comm->nranks, comm->device);
+    emulated_comm_drop(comm);
+    return result;
+}
+
+ncclResult_t pncclCommDestroy(ncclComm_t comm)
+{
+    ENTER_API();
+    if (comm == NULL) {
+        return ncclSuccess;
+    }
+    ncclResult_t result = emulated_comm_check(comm, "CommDestroy");
+    return result != ncclSuccess ? result : destroy(comm);
+}
+EMULATED_ALIAS(ncclCommDestroy);
+
+ncclResult_t pncclCommAbort(ncclComm_t comm)
+{
+    ENTER_API();
+    if (comm == NULL) {
+        return ncclSuccess;
+    }
+    ncclResult_t result = emulated_comm_check(comm, "CommAbort");
+    if (result != ncclSuccess) {
+        return result;
+    }
+    atomic_store(&comm->abort, 1);
+    return destroy(comm);
+}
+EMULATED_ALIAS(ncclCommAbort);
+
+ncclResult_t pncclCommFinalize(ncclComm_t comm)
+{
+    ENTER_API();
+    ncclResult_t result = emulated_comm_check(comm, "CommFinalize");
+    if (result != ncclSuccess) {
+        return result;
+    }
+    if (comm->finalized) {
+        WARN("CommFinalize : communicator %p was finalized before", (void *)comm);
+        return ncclInvalidArgument;
+    }
+    comm->finalized = true;
+    return drain(comm);
+}
+EMULATED_ALIAS(ncclCommFinalize);
+
+ncclResult_t pncclCommRevoke(ncclComm_t comm, int flags)
+{
+    ENTER_API();
+    ncclResult_t result = emulated_comm_check(comm, "CommRevoke");
+    if (result != ncclSuccess) {
+        return result;
+    }
+    if (flags != 0) {
+        WARN("CommRevoke : flags must be 0, got %d", flags);
+        return ncclInvalidArgument;
+    }
+    comm->revoked = true;
+    atomic_store(&comm->abort, 1);
+    result = drain(comm);
+    atomic_store(&comm->abort, 0);
+    return result;
+}
+EMULATED_ALIAS(ncclCommRevoke);
+
+ncclResult_t pncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
+{
+    ENTER_API();
+    ncclResult_t result = emulated_comm_check(comm, "ncclGetAsyncError");
+    if (result != ncclSuccess) {
+        return result;
+    }
+    if (error == NULL) {
+        WARN("ncclGetAsyncError : asyncError argument is NULL");
+        return ncclInvalidArgument;
+    }
+    *error = (ncclResult_t)atomic_load(&comm->async_error);
+    return ncclSuccess;
+}
+EMULATED_ALIAS(ncclCommGetAsyncError);
+
+static ncclResult_t query(ncclComm_t comm, const char *function, const int *value, int *out)
+{
+    ncclResult_t result = emulated_comm_check(comm, function);
+    if (result != ncclSuccess) {
+        return result;
+    }
+    if (out == NULL) {
+        WARN("%s : the result argument is NULL", function);
+        return ncclInvalidArgument;
+    }
+    *out = *value;
+    return ncclSuccess;
+}
+
+ncclResult_t pncclCommCount(const ncclComm_t comm, int *count)
+{
+    ENTER_API();
+    return query(comm, "CommCount", comm != NULL ? &comm->nranks : NULL, count);
+}
+EMULATED_ALIAS(ncclCommCount);
+
+ncclResult_t pncclCommCuDevice(const ncclComm_t comm, int *device)
+{
+    ENTER_API();
+    return query(comm, "CommCuDevice", comm != NULL ? &comm->device : NULL, device);
+}
+EMULATED_ALIAS(ncclCommCuDevice);
+
+ncclResult_t pncclCommUserRank(const ncclComm_t comm, int *rank)
+{
+    ENTER_API();
+    return query(comm, "CommUserRank", comm != NULL ? &comm->rank : NULL, rank);
+}
+EMULATED_ALIAS(ncclCommUserRank);

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Puts the work of a group on streams. All work of a communicator is in order, whatever streams it is on and whether it
+ * is captured: an event stands for its end, waited for and recorded by live work and, as external nodes, by graphs. */
+#include "tests/emulator/nccl/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct payload {
+    ncclComm_t comm;
+    bool captured;
+    size_t count;
+    struct emulated_task tasks[];
+};
+
+static void run_payload(void *argument)
+{
+    struct payload *payload = argument;
+    if (payload->comm->destroyed) {
+        WARN("A graph runs collectives of communicator %p, which was destroyed", (void *)payload->comm);
+    } else {
+        emulated_execute(payload->comm, payload->tasks, payload->count);
+    }
+    if (!payload->captured) {
+        free(payload);
+    }
+}
+
+static void free_captured(void *argument)
+{
+    struct payload *payload = argument;
+    emulated_comm_drop(payload->comm);
+    free(payload);
+}
+
+/* The graph owns the payload and a reference to the communicator. */
+static ncclResult_t give_to_graph(CUgraph graph, struct payload *payload)
+{
+    CUuserObject object = NULL;
+    ncclResult_t result = CUDA_TRY(
+        cuUserObjectCreate(&object, payload, free_captured, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC));
+    if (result != ncclSuccess) {
+        free(payload);
+        return result;
+    }
+    payload->captured = true;
+    atomic_fetch_add(&payload->comm->references, 1);
+    result = CUDA_TRY(cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE));
+    if (result != ncclSuccess) {
+        cuUserObjectRelease(object, 1);
+    }
+    return result;
+}
+
+struct capture {
+    CUstreamCaptureStatus status;
+    cuuint64_t id;
+    CUgraph graph;
+};
+
+static ncclResult_t look(CUstream stream, struct capture *capture, const CUgraphNode **nodes,
+                         size_t *count)
+{
+    memset(capture, 0, sizeof(*capture));
+    ncclResult_t result =
+        CUDA_TRY(cuStreamGetCaptureInfo(stream, &capture->status, &capture->id, &capture->graph,
+                                        nodes, NULL, count));
+    if (result == ncclSuccess && capture->status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
+        WARN("The stream's capture is no longer valid");
+        return ncclInvalidUsage;
+    }
+    return result;
+}
+
+static ncclResult_t launch_captured(ncclComm_t comm, CUstream stream, const struct capture *capture,
+                                    struct payload *payload)
+{
+    ncclResult_t result = give_to_graph(capture->graph, payload);
+    if (result != ncclSuccess) {
+        return result;
+    }
+    if (comm->capture_id == capture->id) {
+        result = CUDA_TRY(cuStreamUpdateCaptureDependencies(
+            stream, &comm->capture_node, NULL, 1, CU_STREAM_ADD_CAPTURE_DEPENDENCIES));
+    } else {
+        result = CUDA_TRY(cuStreamWaitEvent(stream, comm->serial, CU_EVENT_WAIT_EXTERNAL));
+    }
+    if (result == ncclSuccess) {
+        result = CUDA_TRY(cuLaunchHostFunc(stream, run_payload, payload));
+    }
+    if (result == ncclSuccess) {
+        result = CUDA_TRY(cuEventRecordWithFlags(comm->serial, stream, CU_EVENT_RECORD_EXTERNAL));
+    }
+    const CUgraphNode *nodes = NULL;
+    size_t count = 0;
+    struct capture after;
+    if (result == ncclSuccess) {
+        result = look(stream, &after, &nodes, &count);
+    }
+    if (result == ncclSuccess && count > 0) {
+        comm->capture_id = capture->id;
+        comm->capture_node = nodes[0];
+    }
+    return result;
+}
+
+static ncclResult_t launch_live(ncclComm_t comm, CUstream stream, struct payload *payload)
+{
+    ncclResult_t result = CUDA_TRY(cuStreamWaitEvent(stream, comm->serial, CU_EVENT_WAIT_DEFAULT));
+    if (result == ncclSuccess) {
+        result = CUDA_TRY(cuLaunchHostFunc(stream, run_payload, payload));
+    }
+    if (result != ncclSuccess) {
+        free(payload);
+        return result;
+    }
+    return CUDA_TRY(cuEventRecord(comm->serial, stream));
+}
+
+static ncclResult_t launch_one(ncclComm_t comm, CUstream stream, const struct emulated_task *tasks,
+                               size_t count)
+{
+    struct capture capture;
+    ncclResult_t result = look(stream, &capture, NULL, NULL);
+    if (result != ncclSuccess) {
+        return result;
+    }
+    struct payload *payload = calloc(1, sizeof(*payload) + count * sizeof(*tasks));
+    if (payload == NULL) {
+        return ncclSystemError;
+    }
+    payload->comm = comm;
+    payload->count = count;
+    memcpy(payload->tasks, tasks, count * sizeof(*tasks));
+    if (capture.status == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
+        return launch_captured(comm, stream, &capture, payload);
+    }
+    return launch_live(comm, stream, payload);
+}
+
+/* The streams of one communicator in a group: the first carries the work, the others join before and wait after. */
+static ncclResult_t join_streams(ncclComm_t comm, const struct emulated_task *tasks, size_t count,
+                                 bool before)
+{
+    ncclResult_t result = ncclSuccess;
+    CUstream first = tasks[0].stream;
+    if (!before) {
+        bool several = false;
+        for (size_t i = 1; i < count; i++) {
+            several = several || tasks[i].stream != first;
+        }
+        if (!several) {
+            return ncclSuccess;
+        }
+        result = CUDA_TRY(cuEventRecord(comm->join, first));
+    }
+    for (size_t i = 1; i < count && result == ncclSuccess; i++) {
+        if (tasks[i].stream == first) {
+            continue;
+        }
+        if (before) {
+            result = CUDA_TRY(cuEventRecord(comm->join, tasks[i].stream));
+        }
+        if (result == ncclSuccess) {
+            result = CUDA_TRY(cuStreamWaitEvent(before ? first : tasks[i].stream, comm->join, 0));
+        }
+    }
+    return result;
+}
+
+static ncclResult_t same_capture(const struct emulated_task *tasks, size_t count)
+{
+    struct capture first;
+    ncclResult_t result = look(tasks[0].stream, &first, NULL, NULL);
+    for (size_t i = 1; i < count && result == ncclSuccess; i++) {
+        struct capture other;
+        result = look(tasks[i].stream, &other, NULL, NULL);
+        if (result == ncclSuccess && (other.status != first.status || other.id != first.id)) {
+            WARN("Streams of a group are either none or all in the same capture");
+            result = ncclInvalidUsage;
+        }
+    }
+    return result;
+}
+
+static bool is_transfer(const struct emulated_task *task)
+{
+    return task->kind == TASK_SEND || task->kind == TASK_RECV;
+}
+
+static ncclResult_t launch_comm(ncclComm_t comm, struct emulated_task *tasks, size_t count)
+{
+    ncclResult_t result = CUDA_TRY(cuCtxPushCurrent(comm->context));
+    if (result != ncclSuccess) {
+        return result;
+    }
+    CUdevice device = 0;
+    size_t collectives = 0;
+    struct emulated_task *transfers = calloc(count, sizeof(*transfers));
+    size_t transfer_count = 0;
+    CUstream stream = tasks[0].stream;
+    result = transfers != NULL ? CUDA_TRY(cuStreamGetDevice(stream, &device)) : ncclSystemError;
+    if (result == ncclSuccess && device != comm->device) {
+        WARN("The stream is on device %d, the communicator on %d", device, comm->device);
+        result = ncclInvalidUsage;
+    }
+    if (result == ncclSuccess) {
+        result = same_capture(tasks, count);
+    }
+    if (result == ncclSuccess) {
+        result = join_streams(comm, tasks, count, true);
+    }
+    for (size_t i = 0; i < count && result == ncclSuccess; i++) {
+        if (is_transfer(&tasks[i])) {
+            transfers[transfer_count++] = tasks[i];
+            continue;
+        }
+        collectives++;
+        result = comm->nranks > 1 ? emulated_plugins_collective(&tasks[i], (int)collectives)
+                                  : ncclSuccess;
+        if (result == ncclSuccess) {
+            result = launch_one(comm, stream, &tasks[i], 1);
+        }
+    }
+    if (result == ncclSuccess && transfer_count > 0) {
+        result = launch_one(comm, stream, transfers, transfer_count);
+    }
+    if (result == ncclSuccess) {
+        result = join_streams(comm, tasks, count, false);
+    }
+    free(transfers);
+    cuCtxPopCurrent(NULL);
+    return result;
+}
+
+ncclResult_t emulated_launch(struct emulated_task *tasks, size_t count)
+{
+    struct emulated_task *mine = calloc(count, sizeof(*mine));
+    if (mine == NULL) {
+        return ncclSystemError;
+    }
+    ncclResult_t result = ncclSuccess;
+    for (size_t i = 0; i < count && result == ncclSuccess; i++) {
+        ncclComm_t comm = tasks[i].comm;
+        if (comm == NULL) {
+            continue; /* gathered before */
+        }
+        size_t mine_count = 0;
+        for (size_t j = i; j < count; j++) {
+            if (tasks[j].comm == comm) {
+                mine[mine_count++] = tasks[j];
+                tasks[j].comm = NULL;
+            }
+        }
+        result = launch_comm(comm, mine, mine_count);
+    }
+    free(mine);
+    return result;
+}
