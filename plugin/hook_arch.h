@@ -15,9 +15,9 @@ extern "C" {
 #endif
 
 enum {
-    LAMPREY_HOOK_SITE_BYTES = 8,      /* at least what is written over a function */
-    LAMPREY_HOOK_ISLAND_BYTES = 160,  /* stub and trampoline of one function */
-    LAMPREY_HOOK_TRAMPOLINE_AT = 64,  /* offset of the trampoline in the island */
+    LAMPREY_HOOK_SITE_BYTES = 8,     /* at least what is written over a function */
+    LAMPREY_HOOK_ISLAND_BYTES = 160, /* stub and trampoline of one function */
+    LAMPREY_HOOK_TRAMPOLINE_AT = 64, /* offset of the trampoline in the island */
 };
 
 struct lamprey_hook_plan {
@@ -31,7 +31,7 @@ struct lamprey_hook_plan {
     bool interior;     /* a thread may be between two instructions of the site */
     uint8_t before[LAMPREY_HOOK_SITE_BYTES];
     uint8_t after[LAMPREY_HOOK_SITE_BYTES];
-    uint8_t park[2];   /* a jump to itself, holds callers while the rest of the site changes */
+    uint8_t park[2]; /* a jump to itself, holds callers while the rest of the site changes */
 };
 
 /* How far from a function its island may lie; 0 if this processor isn't supported. */

@@ -20,8 +20,8 @@ struct lamprey_hook_mapping {
     uintptr_t end;
     int protection; /* PROT_* */
     bool shared;
-    bool heap;      /* grows into the gap above */
-    bool stack;     /* grows into the gap below */
+    bool heap;  /* grows into the gap above */
+    bool stack; /* grows into the gap below */
 };
 
 /* The mappings of this process, ascending. */
@@ -38,9 +38,9 @@ void lamprey_hook_maps_free(struct lamprey_hook_maps *maps);
 const struct lamprey_hook_mapping *lamprey_hook_maps_find(const struct lamprey_hook_maps *maps,
                                                           uintptr_t address);
 
-/* Maps size empty bytes (whole pages), readable and executable, so that all of them lie within reach
- * of address, as near as possible. maps must be fresh. LAMPREY_ERROR_MEMORY if there is no such gap;
- * *gaps is how many were looked at. */
+/* Maps size empty bytes (whole pages), readable and executable, so that all of them lie within
+ * reach of address, as near as possible. maps must be fresh. LAMPREY_ERROR_MEMORY if there is no
+ * such gap; *gaps is how many were looked at. */
 enum lamprey_status lamprey_hook_maps_near(const struct lamprey_hook_maps *maps, uintptr_t address,
                                            uintptr_t reach, size_t size, uint8_t **pages,
                                            size_t *gaps);

@@ -15,8 +15,8 @@ extern "C" {
 
 enum lamprey_hook_state {
     LAMPREY_HOOK_UNTOUCHED,
-    LAMPREY_HOOK_PARKED,  /* the first bytes hold callers, the rest is the function's */
-    LAMPREY_HOOK_TAILED,  /* the first bytes hold callers, the rest is ours */
+    LAMPREY_HOOK_PARKED, /* the first bytes hold callers, the rest is the function's */
+    LAMPREY_HOOK_TAILED, /* the first bytes hold callers, the rest is ours */
     LAMPREY_HOOK_DONE,
 };
 

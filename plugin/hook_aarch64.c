@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* aarch64. An entry is one instruction and one store, so nobody is ever held: a branch, within 128
+ * MB of which the island must lie. */
+#include "plugin/hook_arch.h"
+
+#ifdef __aarch64__
+
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    INSTRUCTION_BYTES = 4,
+    BTI_C = 0xd503245f,
+    PACIASP = 0xd503233f,
+    AUTIASP = 0xd50323bf,
+};
+
+uintptr_t lamprey_hook_arch_reach(void)
+{
+    return ((uintptr_t)1 << 27) - ((uintptr_t)1 << 16);
+}
+
+static uint32_t instruction_at(const uint8_t *code)
+{
+    uint32_t instruction;
+    memcpy(&instruction, code, sizeof(instruction));
+    return instruction;
+}
+
+/* Everything whose meaning depends on its address: branches, adr, adrp, literal loads. */
+static bool is_relative(uint32_t instruction)
+{
+    return (instruction & 0x7c000000) == 0x14000000 || /* b, bl */
+           (instruction & 0xff000010) == 0x54000000 || /* b.cond */
+           (instruction & 0x7e000000) == 0x34000000 || /* cbz, cbnz */
+           (instruction & 0x7e000000) == 0x36000000 || /* tbz, tbnz */
+           (instruction & 0x1f000000) == 0x10000000 || /* adr, adrp */
+           (instruction & 0x3b000000) == 0x18000000;   /* ldr, ldrsw, prfm (literal) */
+}
+
+static bool is_return(uint32_t instruction)
+{
+    return (instruction & 0xfe000000) == 0xd6000000; /* br, blr, ret and their signed forms */
+}
+
+enum lamprey_status lamprey_hook_arch_plan(struct lamprey_hook_plan *plan, char *reason,
+                                           size_t reason_size)
+{
+    size_t limit = plan->size != 0 && plan->size < plan->readable ? plan->size : plan->readable;
+    plan->site = 0;
+    if ((uintptr_t)plan->function % INSTRUCTION_BYTES != 0 || limit < 3 * INSTRUCTION_BYTES) {
+        snprintf(reason, reason_size, "too short or not aligned");
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    /* A landing pad stays at the entry: an indirect branch may come to nothing else. */
+    uint32_t first = instruction_at(plan->function);
+    if (first == BTI_C || first == PACIASP) {
+        plan->site = INSTRUCTION_BYTES;
+        first = instruction_at(plan->function + plan->site);
+    }
+    if (is_relative(first) || is_return(first)) {
+        snprintf(reason, reason_size, "branch or relative instruction %08x at +%zu", first,
+                 plan->site);
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    plan->site_bytes = INSTRUCTION_BYTES;
+    plan->moved = plan->site + INSTRUCTION_BYTES;
+    plan->parks = false;
+    plan->interior = false;
+    memcpy(plan->before, plan->function + plan->site, INSTRUCTION_BYTES);
+    return LAMPREY_OK;
+}
+
+static uint8_t *put(uint8_t *at, uint32_t instruction)
+{
+    memcpy(at, &instruction, sizeof(instruction));
+    return at + sizeof(instruction);
+}
+
+static bool branch(uintptr_t from, uintptr_t to, uint32_t *instruction)
+{
+    int64_t distance = (int64_t)(to - from);
+    *instruction = 0x14000000 | ((uint32_t)(distance >> 2) & 0x03ffffff);
+    return distance >= -((int64_t)1 << 27) && distance < (int64_t)1 << 27;
+}
+
+enum lamprey_status lamprey_hook_arch_emit(struct lamprey_hook_plan *plan, uintptr_t island,
+                                           const void *replacement, uint8_t *bytes, char *reason,
+                                           size_t reason_size)
+{
+    uint32_t to_island;
+    uint32_t back;
+    uintptr_t site = (uintptr_t)plan->function + plan->site;
+    uint8_t *at = bytes;
+    memset(bytes, 0, LAMPREY_HOOK_ISLAND_BYTES);
+    /* The stub: takes back a signature that has already been made, then any distance through x17,
+     * which every landing pad accepts. */
+    bool is_signed = plan->site != 0 && instruction_at(plan->function) == PACIASP;
+    at = put(at, is_signed ? AUTIASP : 0xd503201f /* nop */);
+    at = put(at, 0x58000071); /* ldr x17, 12 bytes on */
+    at = put(at, 0xd61f0220); /* br x17 */
+    at = put(at, 0);
+    memcpy(at, &replacement, sizeof(replacement));
+
+    at = bytes + LAMPREY_HOOK_TRAMPOLINE_AT;
+    at = put(at, BTI_C);
+    for (size_t offset = 0; offset < plan->moved; offset += INSTRUCTION_BYTES) {
+        at = put(at, instruction_at(plan->function + offset));
+    }
+    if (!branch(island + (uintptr_t)(at - bytes), (uintptr_t)plan->function + plan->moved, &back) ||
+        !branch(site, island, &to_island)) {
+        snprintf(reason, reason_size, "the stub is out of reach");
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    put(at, back);
+    memcpy(plan->after, &to_island, sizeof(to_island));
+    return LAMPREY_OK;
+}
+
+#elif !defined(__x86_64__)
+
+#include <stdio.h>
+
+uintptr_t lamprey_hook_arch_reach(void)
+{
+    return 0;
+}
+
+enum lamprey_status lamprey_hook_arch_plan(struct lamprey_hook_plan *plan, char *reason,
+                                           size_t reason_size)
+{
+    (void)plan;
+    snprintf(reason, reason_size, "this processor is not supported");
+    return LAMPREY_ERROR_UNSUPPORTED;
+}
+
+enum lamprey_status lamprey_hook_arch_emit(struct lamprey_hook_plan *plan, uintptr_t island,
+                                           const void *replacement, uint8_t *bytes, char *reason,
+                                           size_t reason_size)
+{
+    (void)island;
+    (void)replacement;
+    (void)bytes;
+    return lamprey_hook_arch_plan(plan, reason, reason_size);
+}
+
+#endif

@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Redirection by a jump in the function. In order: look at all functions; write all islands; make
+ * the sites that need it hold their callers; wait until no thread is inside a site; write the rest
+ * of each; let the callers go. Each step covers all functions, so there is one wait. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "plugin/hook_memory.h"
+#include "plugin/hook_methods.h"
+#include "plugin/image.h"
+#include "plugin/log.h"
+
+enum {
+    WORD_BYTES = 8,
+    SETTLE_MS = 2000,
+};
+
+/* Pages of islands that one installation shares, and what will be in them. */
+struct region {
+    uint8_t *pages;
+    uint8_t *contents;
+    size_t used;
+};
+
+struct regions {
+    struct region *list;
+    size_t count;
+    size_t bytes; /* of each */
+};
+
+static size_t symbol_size(const struct lamprey_hook_entry *entry)
+{
+    struct lamprey_image image;
+    size_t size = 0;
+    if (lamprey_image_find(entry->function, &image) != LAMPREY_OK ||
+        lamprey_image_symbol(&image, entry->name, &size) != (void *)entry->function) {
+        return 0;
+    }
+    return size;
+}
+
+static enum lamprey_status plan_entry(const struct lamprey_hook_maps *maps,
+                                      struct lamprey_hook_entry *entry, char *reason,
+                                      size_t reason_size)
+{
+    char why[160];
+    const struct lamprey_hook_mapping *mapping =
+        lamprey_hook_maps_find(maps, (uintptr_t)entry->function);
+    if (mapping == NULL || (mapping->protection & PROT_EXEC) == 0 ||
+        (mapping->protection & PROT_READ) == 0 || mapping->shared) {
+        snprintf(reason, reason_size, "%s at %p: not in private readable code", entry->name,
+                 (void *)entry->function);
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    entry->plan.function = entry->function;
+    entry->plan.readable = mapping->end - (uintptr_t)entry->function;
+    entry->plan.size = symbol_size(entry);
+    enum lamprey_status status = lamprey_hook_arch_plan(&entry->plan, why, sizeof(why));
+    if (status != LAMPREY_OK) {
+        snprintf(reason, reason_size, "%s at %p: %s", entry->name, (void *)entry->function, why);
+    }
+    return status;
+}
+
+static bool in_reach(const struct region *region, size_t bytes, uintptr_t address)
+{
+    uintptr_t reach = lamprey_hook_arch_reach();
+    uintptr_t start = (uintptr_t)region->pages;
+    return start + bytes - (address < start ? address : start) < reach &&
+           address - (address < start ? address : start) < reach;
+}
+
+static enum lamprey_status add_region(struct regions *regions,
+                                      const struct lamprey_hook_entry *entry, char *reason,
+                                      size_t reason_size)
+{
+    struct lamprey_hook_maps maps;
+    struct region region = {NULL, NULL, 0};
+    size_t gaps = 0;
+    struct region *list = realloc(regions->list, (regions->count + 1) * sizeof(*list));
+    region.contents = calloc(1, regions->bytes);
+    if (list != NULL) {
+        regions->list = list;
+    }
+    if (list == NULL || region.contents == NULL) {
+        free(region.contents);
+        snprintf(reason, reason_size, "%s: out of memory", entry->name);
+        return LAMPREY_ERROR_MEMORY;
+    }
+    enum lamprey_status status = lamprey_hook_maps_read(&maps);
+    if (status == LAMPREY_OK) {
+        status =
+            lamprey_hook_maps_near(&maps, (uintptr_t)entry->function, lamprey_hook_arch_reach(),
+                                   regions->bytes, &region.pages, &gaps);
+        lamprey_hook_maps_free(&maps);
+    }
+    if (status != LAMPREY_OK) {
+        free(region.contents);
+        snprintf(reason, reason_size,
+                 status == LAMPREY_ERROR_UNSUPPORTED
+                     ? "%s at %p: the system refuses executable memory (mmap)"
+                     : "%s at %p: no free page within a jump's reach",
+                 entry->name, (void *)entry->function);
+        return status;
+    }
+    regions->list[regions->count++] = region;
+    return LAMPREY_OK;
+}
+
+static enum lamprey_status place_entry(struct regions *regions, struct lamprey_hook_entry *entry,
+                                       char *reason, size_t reason_size)
+{
+    char why[160];
+    struct region *region = NULL;
+    for (size_t i = 0; i < regions->count && region == NULL; i++) {
+        if (regions->list[i].used + LAMPREY_HOOK_ISLAND_BYTES <= regions->bytes &&
+            in_reach(&regions->list[i], regions->bytes, (uintptr_t)entry->function)) {
+            region = &regions->list[i];
+        }
+    }
+    if (region == NULL) {
+        enum lamprey_status status = add_region(regions, entry, reason, reason_size);
+        if (status != LAMPREY_OK) {
+            return status;
+        }
+        region = &regions->list[regions->count - 1];
+    }
+    uint8_t *island = region->pages + region->used;
+    enum lamprey_status status =
+        lamprey_hook_arch_emit(&entry->plan, (uintptr_t)island, entry->replacement,
+                               region->contents + region->used, why, sizeof(why));
+    if (status != LAMPREY_OK) {
+        snprintf(reason, reason_size, "%s at %p: %s", entry->name, (void *)entry->function, why);
+        return status;
+    }
+    region->used += LAMPREY_HOOK_ISLAND_BYTES;
+    *entry->original = island + LAMPREY_HOOK_TRAMPOLINE_AT;
+    return LAMPREY_OK;
+}
+
+static void free_regions(struct regions *regions, bool unmap)
+{
+    for (size_t i = 0; i < regions->count; i++) {
+        if (unmap) {
+            munmap(regions->list[i].pages, regions->bytes);
+        }
+        free(regions->list[i].contents);
+    }
+    free(regions->list);
+}
+
+/* Changes the first bytes of a site by one store of the aligned word that holds them. */
+static enum lamprey_status write_start(struct lamprey_hook_memory *memory, uint8_t *site,
+                                       const uint8_t *bytes, size_t size)
+{
+    uint8_t word[WORD_BYTES];
+    size_t offset = (uintptr_t)site % WORD_BYTES;
+    memcpy(word, site - offset, WORD_BYTES);
+    memcpy(word + offset, bytes, size);
+    return lamprey_hook_memory_write(memory, site - offset, word, WORD_BYTES);
+}
+
+/* The bytes behind those that park. They may go on in the next page, so one at a time. */
+static enum lamprey_status write_tail(struct lamprey_hook_memory *memory,
+                                      const struct lamprey_hook_entry *entry, const uint8_t *bytes)
+{
+    enum lamprey_status status = LAMPREY_OK;
+    uint8_t *site = entry->function + entry->plan.site;
+    for (size_t i = sizeof(entry->plan.park); i < entry->plan.site_bytes && status == LAMPREY_OK;
+         i++) {
+        status = lamprey_hook_memory_write(memory, site + i, bytes + i, 1);
+    }
+    return status;
+}
+
+static enum lamprey_status park(struct lamprey_hook_memory *memory,
+                                struct lamprey_hook_entry *entry)
+{
+    if (!entry->plan.parks) {
+        return LAMPREY_OK;
+    }
+    enum lamprey_status status = write_start(memory, entry->function + entry->plan.site,
+                                             entry->plan.park, sizeof(entry->plan.park));
+    entry->state = status == LAMPREY_OK ? LAMPREY_HOOK_PARKED : entry->state;
+    return status;
+}
+
+/* Lets callers in again, to bytes. */
+static enum lamprey_status unpark(struct lamprey_hook_memory *memory,
+                                  const struct lamprey_hook_entry *entry, const uint8_t *bytes)
+{
+    return write_start(memory, entry->function + entry->plan.site, bytes,
+                       entry->plan.parks ? sizeof(entry->plan.park) : entry->plan.site_bytes);
+}
+
+/* Back to the function's own bytes, from any state. */
+static enum lamprey_status restore(struct lamprey_hook_memory *memory,
+                                   struct lamprey_hook_entry *entry)
+{
+    enum lamprey_status status = LAMPREY_OK;
+    if (entry->state == LAMPREY_HOOK_UNTOUCHED) {
+        return LAMPREY_OK;
+    }
+    if (entry->state == LAMPREY_HOOK_DONE && entry->plan.parks) {
+        status = park(memory, entry);
+        entry->state = status == LAMPREY_OK ? LAMPREY_HOOK_TAILED : entry->state;
+    }
+    if (status == LAMPREY_OK && entry->state == LAMPREY_HOOK_TAILED) {
+        lamprey_hook_threads_synchronise();
+        status = write_tail(memory, entry, entry->plan.before);
+        lamprey_hook_threads_synchronise();
+    }
+    if (status == LAMPREY_OK) {
+        status = unpark(memory, entry, entry->plan.before);
+        entry->state = status == LAMPREY_OK ? LAMPREY_HOOK_UNTOUCHED : entry->state;
+    }
+    return status;
+}
+
+/* *at is the entry that failed. */
+static enum lamprey_status write_all(struct lamprey_hooks *hooks,
+                                     struct lamprey_hook_memory *memory, size_t *at)
+{
+    enum lamprey_status status = LAMPREY_OK;
+    bool interior = false;
+    for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
+        *at = i;
+        status = park(memory, &hooks->entries[i]);
+        interior = interior || hooks->entries[i].plan.interior;
+    }
+    lamprey_hook_threads_synchronise();
+    if (status == LAMPREY_OK && interior) {
+        status = lamprey_hook_threads_settle(SETTLE_MS);
+        if (status != LAMPREY_OK) {
+            memory->call = "waiting for a thread that neither runs nor sleeps";
+            memory->error = 0;
+        }
+    }
+    for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
+        struct lamprey_hook_entry *entry = &hooks->entries[i];
+        *at = i;
+        if (entry->plan.parks) {
+            entry->state = LAMPREY_HOOK_TAILED;
+            status = write_tail(memory, entry, entry->plan.after);
+        }
+    }
+    lamprey_hook_threads_synchronise();
+    for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
+        *at = i;
+        status = unpark(memory, &hooks->entries[i], hooks->entries[i].plan.after);
+        if (status == LAMPREY_OK) {
+            hooks->entries[i].state = LAMPREY_HOOK_DONE;
+        }
+    }
+    return status;
+}
+
+/* A signal handler on this thread that called a function while its callers are held would wait for
+ * ever. */
+static void block_signals(sigset_t *before)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, before);
+}
+
+static enum lamprey_status write_or_undo(struct lamprey_hooks *hooks,
+                                         struct lamprey_hook_memory *memory, char *reason,
+                                         size_t reason_size)
+{
+    sigset_t before;
+    size_t at = 0;
+    block_signals(&before);
+    enum lamprey_status status = write_all(hooks, memory, &at);
+    if (status != LAMPREY_OK) {
+        snprintf(reason, reason_size, "%s at %p can't be changed: %s (%s)", hooks->entries[at].name,
+                 (void *)hooks->entries[at].function, memory->call,
+                 memory->error == 0 ? "no error code" : strerror(memory->error));
+        for (size_t i = hooks->count; i-- != 0;) {
+            if (restore(memory, &hooks->entries[i]) != LAMPREY_OK) {
+                lamprey_error("%s can't be restored: %s (%s)", hooks->entries[i].name, memory->call,
+                              strerror(memory->error));
+            }
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return status;
+}
+
+static enum lamprey_status prepare(struct lamprey_hooks *hooks, struct regions *regions,
+                                   struct lamprey_hook_memory *memory, char *reason,
+                                   size_t reason_size)
+{
+    struct lamprey_hook_maps maps;
+    enum lamprey_status status = lamprey_hook_maps_read(&maps);
+    if (status != LAMPREY_OK) {
+        snprintf(reason, reason_size, "/proc/self/maps can't be read");
+        return status;
+    }
+    for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
+        status = plan_entry(&maps, &hooks->entries[i], reason, reason_size);
+    }
+    lamprey_hook_maps_free(&maps);
+    for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
+        status = place_entry(regions, &hooks->entries[i], reason, reason_size);
+    }
+    for (size_t i = 0; i < regions->count && status == LAMPREY_OK; i++) {
+        status = lamprey_hook_memory_fill(memory, regions->list[i].pages, regions->list[i].contents,
+                                          regions->bytes);
+        if (status != LAMPREY_OK) {
+            snprintf(reason, reason_size, "stubs can't be written: %s (%s)", memory->call,
+                     strerror(memory->error));
+        }
+    }
+    return status;
+}
+
+enum lamprey_status lamprey_hook_text_install(struct lamprey_hooks *hooks, char *reason,
+                                              size_t reason_size)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    struct regions regions = {NULL, 0, 0};
+    struct lamprey_hook_memory memory;
+    if (lamprey_hook_arch_reach() == 0) {
+        snprintf(reason, reason_size, "code of this processor can't be changed yet");
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    regions.bytes = (hooks->count * LAMPREY_HOOK_ISLAND_BYTES + page - 1) / page * page;
+    lamprey_hook_memory_open(&memory);
+    enum lamprey_status status = prepare(hooks, &regions, &memory, reason, reason_size);
+    if (status != LAMPREY_OK) {
+        for (size_t i = 0; i < hooks->count; i++) {
+            *hooks->entries[i].original = hooks->entries[i].original_before;
+        }
+        free_regions(&regions, true);
+    } else {
+        /* From here on a thread may be in an island or about to use an original, so both stay,
+         * whatever happens. */
+        status = write_or_undo(hooks, &memory, reason, reason_size);
+        free_regions(&regions, false);
+    }
+    lamprey_hook_memory_close(&memory);
+    return status;
+}
+
+void lamprey_hook_text_remove(struct lamprey_hooks *hooks)
+{
+    struct lamprey_hook_memory memory;
+    sigset_t before;
+    lamprey_hook_memory_open(&memory);
+    for (size_t i = hooks->count; i-- != 0;) {
+        struct lamprey_hook_entry *entry = &hooks->entries[i];
+        uint8_t now[LAMPREY_HOOK_SITE_BYTES];
+        if (!lamprey_hook_memory_read(&memory, entry->function + entry->plan.site, now,
+                                      entry->plan.site_bytes)) {
+            lamprey_info("%s is no longer mapped, so there is nothing to restore", entry->name);
+            continue;
+        }
+        if (memcmp(now, entry->plan.after, entry->plan.site_bytes) != 0) {
+            lamprey_warn("%s was changed by someone else after us and is left as it is",
+                         entry->name);
+            continue;
+        }
+        block_signals(&before);
+        enum lamprey_status status = restore(&memory, entry);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (status != LAMPREY_OK) {
+            lamprey_warn("%s can't be restored: %s (%s)", entry->name, memory.call,
+                         strerror(memory.error));
+        }
+    }
+    lamprey_hook_memory_close(&memory);
+}
