@@ -43,11 +43,9 @@ done
 # NVLink multicast stays off, whatever the machine's defaults are.
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
 unset NCCL_PLUGIN NCCL_TUNER_PLUGIN NCCL_ENV_PLUGIN NCCL_PROFILER_PLUGIN NCCL_NET_PLUGIN LD_PRELOAD
+# The settings above are this file's: the library would warn of names that it doesn't know.
 for name in ${!LAMPREY_*}; do
-    case $name in
-        LAMPREY_RESULTS | LAMPREY_RUN_BUDGET) ;;
-        *) unset "$name" ;;
-    esac
+    unset "$name"
 done
 
 say() {

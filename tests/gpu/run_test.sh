@@ -54,7 +54,7 @@ END
 program graph_mix <<'END'
 echo "lamprey stats: pid=1 served=5"
 sleep 987654 &
-echo $! >"$LAMPREY_RESULTS/left_behind"
+echo $! >"$NCCL_LIBRARY.left_behind"
 END
 cat >"$bundle/tests/some_gpu_test" <<'END'
 #!/bin/bash
@@ -83,7 +83,7 @@ expect $'^disabled\tFAIL\t.*stand aside'
 expect $'^graph_mix\tpass\t'
 [ "$(tail -n 1 "$scratch/out")" = "11 passed, 4 failed, 3 skipped" ] || fail "the counts are wrong"
 grep -qE 'C program +graph +256 +6.00 +2.00 +3.00x' "$scratch/out" || fail "the table of figures is wrong"
-left=$(cat "$scratch/results/left_behind")
+left=$(cat "$NCCL_LIBRARY.left_behind")
 [ ! -e "/proc/$left" ] || grep -q 'State:.Z' "/proc/$left/status" || fail "a process was left behind"
 
 # What does not fit the time is skipped, and that alone is no success.
