@@ -33,6 +33,7 @@ constexpr int kUnknownError = 999;
 
 struct FakeLink {
     bool active = true;
+    bool peer_to_peer = true;
     int64_t mbps = 0; /* 0: the field isn't supported */
     int type = LAMPREY_NVML_REMOTE_SWITCH;
     uint64_t remote = LAMPREY_PCI_UNKNOWN;
@@ -111,6 +112,7 @@ std::vector<FakeGpu> parse_gpus(const std::string &text) {
             std::string type;
             words >> n >> link.mbps >> type >> value;
             link.active = type != "off";
+            link.peer_to_peer = type != "barred";
             link.type = type == "gpu"      ? LAMPREY_NVML_REMOTE_GPU
                         : type == "cpu"    ? LAMPREY_NVML_REMOTE_CPU
                         : type == "switch" ? LAMPREY_NVML_REMOTE_SWITCH
@@ -229,10 +231,11 @@ int fake_field_values(lamprey_nvml_device device, int count, lamprey_nvml_field 
             break;
         case 165:
             field->type = LAMPREY_NVML_TYPE_ULONGLONG;
-            if (!link || gpu.sm_major < 9) {
-                field->result = link ? kNotSupported : kInvalid;
+            if (!link) {
+                field->result = kInvalid;
             } else {
-                field->value.ulonglong_value = gpu.links[field->scope].active;
+                /* Before Hopper it says nothing: whoever asks is told "off". */
+                field->value.ulonglong_value = gpu.sm_major >= 9 && gpu.links[field->scope].active;
             }
             break;
         default:
@@ -258,7 +261,7 @@ int fake_link_capability(lamprey_nvml_device device, unsigned link, int capabili
     EXPECT_EQ(0, capability);
     int code = link_code("link_capability", gpu_of(device), link);
     if (code == kOk) {
-        *result = gpu_of(device).links[link].active;
+        *result = gpu_of(device).links[link].peer_to_peer;
     }
     return code;
 }
@@ -569,7 +572,7 @@ TEST_F(AnnotateTest, BelievesADirectLinkOnlyFromBothEnds) {
     Machine machine = annotated("h100-nvl-bridge-4");
     EXPECT_EQ(265620u, machine->pairs[1].mbps);
     fake_.gpus[1].links.assign(
-        12, FakeLink{true, 26562, LAMPREY_NVML_REMOTE_GPU, fake_.gpus[2].pci_id});
+        12, FakeLink{true, true, 26562, LAMPREY_NVML_REMOTE_GPU, fake_.gpus[2].pci_id});
     machine = annotated("h100-nvl-bridge-4");
     EXPECT_EQ(0u, machine->pairs[1].mbps);
     EXPECT_EQ(0u, machine->gpus[0].links.peer_count);
@@ -671,9 +674,41 @@ TEST_F(AnnotateTest, CountsActiveLinksOnly) {
     }
 }
 
+TEST_F(AnnotateTest, LeavesLinksWithoutPeerAccessOut) {
+    describe("pci 0000:00:06.0\nsm 9.0\nlinks 2 26562 barred hidden\n"
+             "links 16 26562 switch hidden\n"
+             "pci 0000:00:07.0\nsm 9.0\nlinks 18 26562 barred hidden\n");
+    Machine machine = annotated("hgx-h200-vm-2");
+    EXPECT_EQ(16u, machine->gpus[0].links.links_active);
+    EXPECT_EQ(LAMPREY_NVLINK_NONE, machine->gpus[1].links.kind);
+}
+
+TEST_F(AnnotateTest, NotesWhetherTheFarEndsAreHidden) {
+    const struct {
+        const char *links;
+        const char *hidden;
+    } cases[] = {
+        {"18 26562 switch hidden", "1"},
+        {"18 26562 switch 0000:05:00.0", "0"},
+        {"2 26562 switch 0000:05:00.0\nlinks 16 26562 switch hidden", "0"},
+    };
+    for (const auto &c : cases) {
+        describe(two_h200(c.links));
+        Tree tree = bare_tree("hgx-h200-vm-2");
+        ASSERT_EQ(0, annotate(tree)) << reason_.text();
+        hwloc_obj_t gpu = hwloc_get_next_pcidev(tree.get(), nullptr);
+        EXPECT_STREQ(c.hidden, hwloc_obj_get_info_by_name(gpu, LAMPREY_ATTRIBUTE_HIDDEN));
+        EXPECT_STREQ("18", hwloc_obj_get_info_by_name(gpu, LAMPREY_ATTRIBUTE_LINK_COUNT));
+        EXPECT_STREQ("GPU-00000020-0000-4000-8000-000000000000",
+                     hwloc_obj_get_info_by_name(gpu, LAMPREY_ATTRIBUTE_UUID));
+    }
+}
+
 TEST_F(AnnotateTest, TakesTheSlowestLinkForAll) {
     describe("pci 0000:00:06.0\nsm 9.0\nlinks 17 26562 switch hidden\n"
              "links 1 13281 switch hidden\n");
+    EXPECT_EQ(13281u, annotated("hgx-h200-vm-2")->gpus[0].links.link_mbps);
+    std::swap(fake_.gpus[0].links[3], fake_.gpus[0].links[17]);
     EXPECT_EQ(13281u, annotated("hgx-h200-vm-2")->gpus[0].links.link_mbps);
 }
 

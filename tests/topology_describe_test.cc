@@ -36,6 +36,11 @@ struct Answer {
 
 class DescribeTest : public testing::Test {
   protected:
+    static void SetUpTestSuite() {
+        /* Has NVML's soname, and so is this machine's NVML from here on. */
+        nvml_ = dlopen("tests/libfake_nvml.so", RTLD_NOW | RTLD_LOCAL);
+        ASSERT_NE(nullptr, nvml_) << dlerror();
+    }
     void SetUp() override {
         /* Stays, as in the plugin; also, LSan can't name the functions of what is gone. */
         library_ = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
@@ -60,18 +65,25 @@ class DescribeTest : public testing::Test {
         return answer;
     }
 
+    static void *nvml_;
     void *library_ = nullptr;
     lamprey_topology_describe describe_ = nullptr;
 };
+
+void *DescribeTest::nvml_;
 
 uint64_t emulated(uint32_t gpu) {
     return lamprey_pci_id(0, 0x10 + gpu, 0, 0);
 }
 
-void copy_fixture(const std::string &name, const std::string &path) {
-    std::ifstream in("tests/fixtures/" + name + ".xml", std::ios::binary);
+void copy_file(const std::string &from, const std::string &to) {
+    std::ifstream in(from, std::ios::binary);
     ASSERT_TRUE(in.good());
-    std::ofstream(path, std::ios::binary | std::ios::trunc) << in.rdbuf();
+    std::ofstream(to, std::ios::binary | std::ios::trunc) << in.rdbuf();
+}
+
+void copy_fixture(const std::string &name, const std::string &path) {
+    copy_file("tests/fixtures/" + name + ".xml", path);
 }
 
 TEST_F(DescribeTest, DescribesTheEmulatorsMachine) {
@@ -84,6 +96,34 @@ TEST_F(DescribeTest, DescribesTheEmulatorsMachine) {
         EXPECT_EQ(26562u, answer.links.link_mbps);
         EXPECT_EQ(0u, answer.links.mig);
     }
+}
+
+TEST_F(DescribeTest, DescribesThisMachine) {
+    for (uint32_t gpu = 0; gpu < 2; gpu++) {
+        Answer answer = ask(nullptr, lamprey_pci_id(0x7f00 + gpu, 1, 0, 0));
+        EXPECT_EQ(0, answer.code) << answer.reason;
+        EXPECT_EQ(LAMPREY_NVLINK_SWITCH, answer.links.kind);
+        EXPECT_EQ(4u, answer.links.links_active);
+    }
+}
+
+/* A copy of the library has probed nothing yet. */
+TEST_F(DescribeTest, ProbesAgainWhileTheFabricIsInProgress) {
+    std::string path = testing::TempDir() + "topology_describe_copy.so";
+    copy_file(kLibrary, path);
+    void *copy = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    ASSERT_NE(nullptr, copy) << dlerror();
+    remove(path.c_str());
+    describe_ = reinterpret_cast<lamprey_topology_describe>(dlsym(copy, "lampreyTopologyDescribe"));
+    auto *state = static_cast<unsigned *>(dlsym(nvml_, "fake_nvml_fabric_state"));
+    ASSERT_NE(nullptr, state);
+    const unsigned steps[][2] = {{2, 2}, {2, 2}, {3, 3}, {2, 3}}; /* told, answered */
+    for (const auto &step : steps) {
+        *state = step[0];
+        EXPECT_EQ(step[1], ask(nullptr, lamprey_pci_id(0x7f00, 1, 0, 0)).links.fabric_state);
+    }
+    *state = 3;
+    dlclose(copy);
 }
 
 TEST_F(DescribeTest, ExportsOneSymbol) {

@@ -12,7 +12,6 @@
 #include "topology/tree.h"
 
 enum {
-    VENDOR_IBM = 0x1014,
     BASE_CLASS_DISPLAY = 0x03,
 };
 
@@ -91,32 +90,19 @@ static int remote_type(hwloc_topology_t tree, const struct subject *subjects, si
     if (object != NULL && object->attr->pcidev.class_id >> 8 == BASE_CLASS_DISPLAY) {
         return LAMPREY_NVML_REMOTE_GPU;
     }
-    if (object != NULL && object->attr->pcidev.vendor_id == VENDOR_IBM) {
-        return LAMPREY_NVML_REMOTE_CPU;
-    }
     return LAMPREY_NVML_REMOTE_SWITCH;
 }
 
-/* Settles the remote types and drops the links that lead to CPUs. */
 static void classify_links(hwloc_topology_t tree, const struct subject *subjects, size_t n,
                            struct subject *subject) {
-    struct lamprey_probe_gpu *gpu = subject->gpu;
-    int64_t kept = 0;
-    for (int64_t i = 0; i < gpu->links_active; i++) {
-        struct lamprey_probe_link link = gpu->links[i];
-        link.remote_type = remote_type(tree, subjects, n, &link);
-        if (link.remote_type == LAMPREY_NVML_REMOTE_CPU) {
-            continue;
-        }
-        if (link.remote_type == LAMPREY_NVML_REMOTE_GPU) {
+    for (int64_t i = 0; i < subject->gpu->links_active; i++) {
+        struct lamprey_probe_link *link = &subject->gpu->links[i];
+        link->remote_type = remote_type(tree, subjects, n, link);
+        if (link->remote_type == LAMPREY_NVML_REMOTE_GPU) {
             subject->to_gpus++;
         } else {
             subject->to_switches++;
         }
-        gpu->links[kept++] = link;
-    }
-    if (gpu->links_active > 0) {
-        gpu->links_active = kept;
     }
 }
 

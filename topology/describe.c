@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -18,7 +17,6 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct lamprey_machine *live;
 static char live_note[256];
 static struct lamprey_machine *file;
-static char *file_path;
 static struct stat file_stat;
 
 __attribute__((visibility("default"))) int
@@ -65,21 +63,14 @@ static int get_file(const char *path, const struct lamprey_reason *reason,
     if (stat(path, &now) != 0) {
         return lamprey_reason_give(reason, EIO, "cannot read %s: %s", path, strerror(errno));
     }
-    if (file == NULL || strcmp(file_path, path) != 0 || !is_same_file(&now, &file_stat)) {
+    if (file == NULL || !is_same_file(&now, &file_stat)) {
         struct lamprey_machine *fresh = NULL;
         int result = lamprey_load_file(path, &fresh, reason);
         if (result != 0) {
             return result;
         }
-        char *copy = strdup(path);
-        if (copy == NULL) {
-            lamprey_machine_destroy(fresh);
-            return lamprey_reason_give(reason, ENOMEM, "out of memory");
-        }
         lamprey_machine_destroy(file);
-        free(file_path);
         file = fresh;
-        file_path = copy;
         file_stat = now;
     }
     *machine = file;
@@ -141,9 +132,7 @@ __attribute__((destructor)) static void release(void) {
     }
     lamprey_machine_destroy(live);
     lamprey_machine_destroy(file);
-    free(file_path);
     live = NULL;
     file = NULL;
-    file_path = NULL;
     pthread_mutex_unlock(&lock);
 }

@@ -19,7 +19,7 @@ enum { LAMPREY_PROBE_MAX_LINKS = 64 };
 /* In the int64_t members below. */
 #define LAMPREY_PROBE_UNKNOWN (-1)
 
-/* An active link's other end. */
+/* An active link's other end, which is no CPU. */
 struct lamprey_probe_link {
     int remote_type; /* LAMPREY_NVML_REMOTE_... */
     uint64_t remote; /* PCI id, or LAMPREY_PCI_UNKNOWN */
