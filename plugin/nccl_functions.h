@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The NCCL functions that are redirected, as far as an image has them, and those that are only
- * called. Signatures are NCCL's; types that older nccl.h lack are passed as void pointers or ints
- * of the same size. */
+ * called. Signatures are NCCL's, up to 2.32; types that older nccl.h lack are passed as void
+ * pointers or ints of the same size. */
 #ifndef LAMPREY_PLUGIN_NCCL_FUNCTIONS_H
 #define LAMPREY_PLUGIN_NCCL_FUNCTIONS_H
 
@@ -96,7 +96,39 @@
       (int peer, int signal, int context, unsigned flags, ncclComm_t comm, cudaStream_t stream),   \
       (peer, signal, context, flags, comm, stream))                                                \
     X(WaitSignal, (int count, void *signals, ncclComm_t comm, cudaStream_t stream),                \
-      (count, signals, comm, stream))
+      (count, signals, comm, stream))                                                              \
+    X(AllReduceConfig,                                                                             \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op,            \
+       ncclComm_t comm, cudaStream_t stream, const void *config),                                  \
+      (send, recv, count, type, op, comm, stream, config))                                         \
+    X(BroadcastConfig,                                                                             \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, int root, ncclComm_t comm, \
+       cudaStream_t stream, const void *config),                                                   \
+      (send, recv, count, type, root, comm, stream, config))                                       \
+    X(ReduceConfig,                                                                                \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op, int root,  \
+       ncclComm_t comm, cudaStream_t stream, const void *config),                                  \
+      (send, recv, count, type, op, root, comm, stream, config))                                   \
+    X(AllGatherConfig,                                                                             \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, ncclComm_t comm,           \
+       cudaStream_t stream, const void *config),                                                   \
+      (send, recv, count, type, comm, stream, config))                                             \
+    X(ReduceScatterConfig,                                                                         \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op,            \
+       ncclComm_t comm, cudaStream_t stream, const void *config),                                  \
+      (send, recv, count, type, op, comm, stream, config))                                         \
+    X(AlltoAllConfig,                                                                              \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, ncclComm_t comm,           \
+       cudaStream_t stream, const void *config),                                                   \
+      (send, recv, count, type, comm, stream, config))                                             \
+    X(GatherConfig,                                                                                \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, int root, ncclComm_t comm, \
+       cudaStream_t stream, const void *config),                                                   \
+      (send, recv, count, type, root, comm, stream, config))                                       \
+    X(ScatterConfig,                                                                               \
+      (const void *send, void *recv, size_t count, ncclDataType_t type, int root, ncclComm_t comm, \
+       cudaStream_t stream, const void *config),                                                   \
+      (send, recv, count, type, root, comm, stream, config))
 
 /* X(name, parameters): called, never redirected. */
 #define LAMPREY_NCCL_CALLED(X)                                                                     \
