@@ -91,6 +91,16 @@ AGREES(WaitSignal)
 AGREES(CommSuspend)
 AGREES(CommResume)
 #endif
+#if NCCL_VERSION_CODE >= 23100
+AGREES(AllReduceConfig)
+AGREES(BroadcastConfig)
+AGREES(ReduceConfig)
+AGREES(AllGatherConfig)
+AGREES(ReduceScatterConfig)
+AGREES(AlltoAllConfig)
+AGREES(GatherConfig)
+AGREES(ScatterConfig)
+#endif
 
 std::string absolute(const std::string &path)
 {
@@ -762,6 +772,77 @@ TEST(RealNccl, IsAttachedBeforeMainIfTheProgramLinksIt)
     SKIP_WITHOUT_REAL_NCCL(nccl);
     expect_redirected(
         run({"loaded", nccl}, for_real({{"LD_PRELOAD", absolute(kLibrary) + " " + nccl}})));
+}
+
+// --- the emulator's NCCL: communicators, and so all doors ---------------------------------------
+
+const std::string kEmulator = "tests/emulator/libnccl.so.2";
+
+// Folders are searched in this order, the emulator's driver first.
+Environment for_emulator(const std::string &folder, Environment more)
+{
+    more["LD_LIBRARY_PATH"] = absolute("tests/emulator") + ":" + folder;
+    return more;
+}
+
+void expect_communicators(const Outcome &outcome)
+{
+    EXPECT_EQ(outcome.value("before"), "none") << outcome;
+    EXPECT_EQ(outcome.value("init"), "0") << outcome;
+    EXPECT_EQ(outcome.values.count("destroy"), 2u) << outcome;
+    for (auto [first, last] = outcome.values.equal_range("destroy"); first != last; ++first) {
+        EXPECT_EQ(first->second, "0") << outcome;
+    }
+}
+
+TEST(Emulator, OpensEveryDoorByNameAndByPath)
+{
+    Installed installed;
+    for (const char *kind : {"TUNER", "ENV", "PROFILER", "NET"}) {
+        for (const std::string &name : {std::string("lamprey"), installed.library()}) {
+            SCOPED_TRACE(std::string(kind) + "=" + name);
+            Outcome outcome = run(
+                {"communicators", absolute(kEmulator)},
+                for_emulator(installed.path(), {{"NCCL_" + std::string(kind) + "_PLUGIN", name}}));
+            expect_communicators(outcome);
+            expect_redirected(outcome);
+        }
+    }
+}
+
+TEST(Emulator, OpensSeveralDoorsInOneProcess)
+{
+    Installed installed;
+    Outcome outcome =
+        run({"communicators", absolute(kEmulator)},
+            for_emulator(installed.path(), {{"NCCL_TUNER_PLUGIN", "lamprey"},
+                                            {"NCCL_ENV_PLUGIN", "lamprey"},
+                                            {"NCCL_PROFILER_PLUGIN", installed.library()},
+                                            {"NCCL_NET_PLUGIN", "lamprey"}}));
+    expect_communicators(outcome);
+    expect_redirected(outcome);
+}
+
+TEST(Emulator, OpensTheDefaultDoors)
+{
+    Installed installed;
+    installed.add_default_doors();
+    Outcome named = run({"communicators", absolute(kEmulator)},
+                        for_emulator(installed.path(), {{"NCCL_PLUGIN", "lamprey"}}));
+    expect_communicators(named);
+    expect_redirected(named);
+    Outcome unnamed =
+        run({"communicators", absolute(kEmulator)}, for_emulator(installed.path(), {}));
+    expect_communicators(unnamed);
+    expect_nothing(unnamed);
+}
+
+TEST(Emulator, IsReachedThroughPreload)
+{
+    Outcome outcome = run({"user", absolute(kEmulator), absolute(kUser)},
+                          for_emulator("", {{"LD_PRELOAD", absolute(kLibrary)}}));
+    EXPECT_EQ(outcome.value("null_communicator"), std::to_string(ncclInvalidArgument)) << outcome;
+    expect_redirected(outcome);
 }
 
 } // namespace

@@ -34,6 +34,7 @@
 #define CALLED_THROUGH 2
 #define RESTORED 4
 #define OPENED 8
+#define ABSENT 16
 
 static int calls;
 static void *nccl;
@@ -338,7 +339,7 @@ static int door_trial(const void *argument)
     table = plugin != NULL ? dlsym(plugin, symbol) : NULL;
     if (table == NULL) {
         fprintf(stderr, "%s: %s\n", symbol, dlerror());
-        return 0;
+        return plugin != NULL ? ABSENT : 0;
     }
     if (strcmp(door->kind, "TunerPlugin") == 0) {
         opened = open_tuner(table, door->version);
@@ -374,27 +375,36 @@ static bool mentions(const char *file, size_t size, const char *text)
     return memmem(file, size, text, strlen(text) + 1) != NULL;
 }
 
-/* The versions of a kind that the file's strings name, e.g. "2-5" or "1,3"; every one is tried. */
+/* Tries the versions of a kind that the file's strings name and prints them: !5 did not open, (5)
+ * is newer than the library, which is no fault while the release goes on to an older one. */
 static bool check_kind(const char *file, size_t size, const char *kind, const char *plugin)
 {
     bool all = true;
+    int newest = 0;
+    int newest_opened = 0;
     char list[64] = "";
 
     for (int version = 1; version <= 20; version++) {
         struct door door = {kind, version, plugin};
         char symbol[64];
         size_t length = strlen(list);
-        bool opened = false;
+        int done = 0;
 
         snprintf(symbol, sizeof(symbol), "nccl%s_v%d", kind, version);
         if (!mentions(file, size, symbol)) {
             continue;
         }
-        opened = in_child(door_trial, &door, symbol) == OPENED;
-        all = all && opened;
-        snprintf(list + length, sizeof(list) - length, "%s%s%d", length > 0 ? "," : "",
-                 opened ? "" : "!", version);
+        done = in_child(door_trial, &door, symbol);
+        newest = version;
+        newest_opened = done == OPENED ? version : newest_opened;
+        all = all && (done == OPENED || done == ABSENT);
+        snprintf(list + length, sizeof(list) - length, "%s%s%d%s", length > 0 ? "," : "",
+                 done == OPENED   ? ""
+                 : done == ABSENT ? "("
+                                  : "!",
+                 version, done == ABSENT ? ")" : "");
     }
+    all = all && (newest == 0 || newest_opened > 0);
     printf("%s=%s\n", kind, list[0] != '\0' ? list : "-");
     return all;
 }
