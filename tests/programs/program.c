@@ -130,6 +130,17 @@ static void check_ranks(int nranks) {
     }
 }
 
+/* PROGRAM_ENVIRONMENT_<rank>=NAME=VALUE sets a variable in that rank alone. */
+static void rank_environment(int rank)
+{
+    char name[48];
+    snprintf(name, sizeof name, "PROGRAM_ENVIRONMENT_%d", rank);
+    char *setting = getenv(name);
+    if (setting != NULL && putenv(setting) != 0) {
+        program_fail("%s: %s", name, strerror(errno));
+    }
+}
+
 int program_processes(int nranks, int deadline_s, int (*body)(struct program_rank *self),
                       void *argument) {
     check_ranks(nranks);
@@ -150,6 +161,7 @@ int program_processes(int nranks, int deadline_s, int (*body)(struct program_ran
                 _exit(1);
             }
             current_rank = rank;
+            rank_environment(rank);
             struct program_rank self = {rank, nranks, shared, argument};
             /* exit, not _exit: what libraries print at the end belongs to the result. */
             exit(body(&self));
