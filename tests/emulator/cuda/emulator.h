@@ -219,7 +219,9 @@ struct emulator_point *emulator_stream_push(struct emulator_stream *stream,
 CUresult emulator_submit(struct emulator_stream *stream, struct emulator_work *work,
                          struct emulator_point **wait_after);
 size_t emulator_stream_count(void);
-/* Waits, without the lock, for everything in the context. */
+/* What the context's streams have not done yet: an array (freed by the caller) of held points. NULL: out of memory. */
+struct emulator_point **emulator_context_tails(const struct emulator_context *context, size_t *count);
+/* Waits, without the lock, for everything that the context's streams have been given so far. */
 void emulator_context_drain(struct emulator_context *context);
 
 /* capture.c */

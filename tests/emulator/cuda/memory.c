@@ -164,33 +164,62 @@ CUresult cuMemAllocHost_v2(void **pointer, size_t bytes)
     return allocate(EMULATOR_RANGE_HOST, (size_t)sysconf(_SC_PAGESIZE), pointer, bytes);
 }
 
-/* Freeing waits for the work of the context, as CUDA's does. */
+/* Memory of a device or the host that work may still use. */
+struct doomed {
+    void *memory;
+    struct emulator_point **points;
+    size_t count;
+    struct doomed *next;
+};
+
+static struct doomed *graveyard;
+
+static void sweep(void)
+{
+    struct doomed **link = &graveyard;
+    while (*link != NULL) {
+        struct doomed *item = *link;
+        while (item->count > 0 && emulator_point_reached(item->points[item->count - 1])) {
+            emulator_point_drop(item->points[--item->count]);
+        }
+        if (item->count > 0) {
+            link = &item->next;
+            continue;
+        }
+        *link = item->next;
+        free(item->memory);
+        free(item->points);
+        free(item);
+    }
+}
+
+/* CUDA waits here for the work of the context. That would deadlock ranks that share a virtual GPU, so the memory goes
+ * away later, once all work that was issued before the call is done. */
 static CUresult release(enum emulator_range_kind kind, void *pointer, bool registered)
 {
     if (pointer == NULL) {
         return kind == EMULATOR_RANGE_DEVICE ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     }
-    struct emulator_context *context = NULL;
-    {
-        LOCKED();
-        struct emulator_range *range = emulator_range_at(pointer);
-        if (range == NULL || range->kind != kind || range->base != pointer ||
-            range->registered != registered) {
-            return CUDA_ERROR_INVALID_VALUE;
-        }
-        CUresult result = emulator_capture_unsafe();
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
-        context = range->context;
-    }
-    emulator_context_drain(context);
     LOCKED();
     struct emulator_range *range = emulator_range_at(pointer);
-    if (range == NULL || range->base != pointer) {
+    if (range == NULL || range->kind != kind || range->base != pointer ||
+        range->registered != registered) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    free_range(range);
+    CUresult result = emulator_capture_unsafe();
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct doomed *item = calloc(1, sizeof(*item));
+    if (item == NULL) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    item->points = emulator_context_tails(range->context, &item->count);
+    item->memory = registered ? NULL : pointer;
+    item->next = graveyard;
+    graveyard = item;
+    emulator_range_remove(range);
+    sweep();
     return CUDA_SUCCESS;
 }
 

@@ -264,25 +264,35 @@ size_t emulator_stream_count(void)
     return live_streams;
 }
 
+struct emulator_point **emulator_context_tails(const struct emulator_context *context, size_t *count)
+{
+    size_t most = 1;
+    for (const struct emulator_stream *s = context->streams; s != NULL; s = s->next) {
+        most++;
+    }
+    struct emulator_point **tails = calloc(most, sizeof(*tails));
+    *count = 0;
+    for (const struct emulator_stream *s = context->streams; s != NULL && tails != NULL; s = s->next) {
+        if (s->tail != NULL && !emulator_point_reached(s->tail)) {
+            tails[(*count)++] = emulator_point_hold(s->tail);
+        }
+    }
+    return tails;
+}
+
 void emulator_context_drain(struct emulator_context *context)
 {
-    for (;;) {
-        struct emulator_point *point = NULL;
-        {
-            LOCKED();
-            for (struct emulator_stream *s = context->streams; s != NULL && point == NULL;
-                 s = s->next) {
-                if (s->tail != NULL && !emulator_point_reached(s->tail)) {
-                    point = emulator_point_hold(s->tail);
-                }
-            }
-        }
-        if (point == NULL) {
-            return;
-        }
-        emulator_point_wait(point);
-        emulator_point_drop(point);
+    size_t count = 0;
+    struct emulator_point **tails = NULL;
+    {
+        LOCKED();
+        tails = emulator_context_tails(context, &count);
     }
+    for (size_t i = 0; i < count; i++) {
+        emulator_point_wait(tails[i]);
+        emulator_point_drop(tails[i]);
+    }
+    free(tails);
 }
 
 CUresult cuStreamCreateWithPriority(CUstream *handle, unsigned int flags, int priority)
