@@ -11,6 +11,12 @@
 
 #include "tests/fixtures/topology_fixture.h"
 
+// Instead of hwloc's: as if the process held another one.
+static unsigned api_version = HWLOC_API_VERSION;
+extern "C" unsigned hwloc_get_api_version(void) {
+    return api_version;
+}
+
 namespace {
 
 using lamprey::fixture_path;
@@ -390,6 +396,18 @@ TEST(ReadTest, TakesNoStandardInput) {
     Reason reason;
     EXPECT_EQ(EIO, lamprey_load_file("-", &machine, reason));
     EXPECT_EQ("the topology must be a file, not \"-\"", reason.text());
+}
+
+TEST(ReadTest, RefusesAnHwlocOfAnotherAbi) {
+    lamprey_machine *machine = nullptr;
+    Reason reason;
+    api_version = 0x10b00;
+    EXPECT_EQ(EIO, lamprey_load_file(fixture_path("emulator-8").c_str(), &machine, reason));
+    EXPECT_EQ(0u, reason.text().find("hwloc has API version 0x10b00, built for 0x2"));
+    api_version = 0x20c00;
+    EXPECT_EQ(0, lamprey_load_file(fixture_path("emulator-8").c_str(), &machine, reason));
+    api_version = HWLOC_API_VERSION;
+    lamprey_machine_destroy(machine);
 }
 
 TEST(ReadTest, ParsesPciIds) {

@@ -50,6 +50,12 @@ static int configure(hwloc_topology_t tree, const char *xml_path,
 
 int lamprey_tree_load(const char *xml_path, hwloc_topology_t *tree,
                       const struct lamprey_reason *reason) {
+    /* A program may have brought its own hwloc, which then answers to these names. */
+    unsigned version = hwloc_get_api_version();
+    if (version >> 16 != HWLOC_API_VERSION >> 16) {
+        return lamprey_reason_give(reason, EIO, "hwloc has API version 0x%x, built for 0x%x",
+                                   version, (unsigned)HWLOC_API_VERSION);
+    }
     hwloc_topology_t new_tree = NULL;
     if (hwloc_topology_init(&new_tree) != 0) {
         return lamprey_reason_give(reason, EIO, "hwloc does not start: %s", strerror(errno));
