@@ -97,16 +97,26 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     }
     agreed.max_bytes =
         records[0].max_bytes >= 0 ? (uint64_t)records[0].max_bytes : default_max_bytes(nranks);
-    uint64_t cap = STAGING_CAP / LAMPREY_SLOTS / (uint64_t)nranks;
-    agreed.max_bytes = agreed.max_bytes < cap ? agreed.max_bytes : cap;
     if (lanes == 0 || agreed.max_bytes == 0) {
         snprintf(reason, reason_size, "the settings leave no message to serve");
         return agreed;
     }
+    /* More lanes than the largest message has CTAs for would own memory that is never used. */
+    const uint64_t vectors = (agreed.max_bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES;
+    const uint64_t useful = (vectors + LAMPREY_CTA_THREADS - 1) / LAMPREY_CTA_THREADS;
     agreed.id = records[0].id;
-    agreed.lanes = lanes;
-    agreed.lane_capacity = lamprey_lane_capacity(
-        (agreed.max_bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES, lanes);
+    agreed.lanes = lanes < useful ? lanes : (uint32_t)useful;
+    agreed.lane_capacity = lamprey_lane_capacity(vectors, agreed.lanes);
+    while (lamprey_staging_bytes((uint32_t)nranks, agreed.lanes, agreed.lane_capacity) >
+           STAGING_CAP) {
+        if (agreed.lane_capacity > LAMPREY_CTA_THREADS) {
+            agreed.lane_capacity -= LAMPREY_CTA_THREADS;
+        } else {
+            agreed.lanes--;
+        }
+    }
+    const uint64_t room = (uint64_t)agreed.lanes * agreed.lane_capacity * LAMPREY_VECTOR_BYTES;
+    agreed.max_bytes = agreed.max_bytes < room ? agreed.max_bytes : room;
     agreed.served = true;
     return agreed;
 }

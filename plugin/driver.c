@@ -23,8 +23,15 @@ static void load(void)
     }
     PFN_cuGetProcAddress_v12000 resolve =
         (PFN_cuGetProcAddress_v12000)(uintptr_t)dlsym(library, "cuGetProcAddress_v2");
-    /* Before 12.0 only the exported names are left; what has other ABIs in store is needed for
-     * serving only. */
+    PFN_cuDriverGetVersion_v2020 version =
+        (PFN_cuDriverGetVersion_v2020)(uintptr_t)dlsym(library, "cuDriverGetVersion");
+    if (!version || version(&table.version) != CUDA_SUCCESS) {
+        snprintf(missing, sizeof missing, "the CUDA driver doesn't tell its version");
+        return;
+    }
+    /* An older driver answers a request for a newer ABI with the newest that it has, so ask for
+     * none that it can't know. Before 12.0 only the exported names are left; what has other ABIs in
+     * store is needed for serving only. */
     const char *absent = NULL;
     const char *absent_for_joining = NULL;
 #define LAMPREY_TEXT(symbol) #symbol
@@ -33,9 +40,9 @@ static void load(void)
 #define LAMPREY_RESOLVE(member, symbol, abi_version, need)                                         \
     {                                                                                              \
         void *function = NULL;                                                                     \
-        if (resolve) {                                                                             \
+        if (resolve && abi_version <= table.version) {                                             \
             resolve(#symbol, &function, abi_version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, NULL);     \
-        } else if (need == 1) {                                                                    \
+        } else if (!resolve && need == 1) {                                                        \
             function = dlsym(library, LAMPREY_EXPORTED_NAME(symbol));                              \
         }                                                                                          \
         table.member = (PFN_##symbol##_v##abi_version)(uintptr_t)function;                         \
@@ -48,7 +55,6 @@ static void load(void)
         snprintf(missing, sizeof missing, "the CUDA driver lacks %s", absent_for_joining);
         return;
     }
-    table.DriverGetVersion(&table.version);
     loaded = true;
     if (absent) {
         snprintf(missing, sizeof missing, "the CUDA driver (%d.%d) lacks %s", table.version / 1000,

@@ -101,22 +101,24 @@ static bool same_process(const struct setup *setup, int rank)
     return memcmp(setup->records[rank].process, own->process, sizeof own->process) == 0;
 }
 
+/* Every peer gets a message, if only that there is no descriptor, so that none waits in vain. */
 static enum lamprey_status send_descriptors(struct setup *setup)
 {
     const struct lamprey_comm *comm = setup->comm;
     int descriptor = -1;
+    bool exported = false;
     enum lamprey_status status = LAMPREY_OK;
-    for (int rank = 0; rank < comm->nranks && !status; rank++) {
+    for (int rank = 0; rank < comm->nranks; rank++) {
         if (same_process(setup, rank)) {
             continue;
         }
-        if (descriptor < 0) {
+        if (!exported) {
+            exported = true;
             status = lamprey_memory_export(comm->device, &setup->workspace->own, &descriptor);
         }
-        if (!status) {
-            status = lamprey_mailbox_send(setup->records[rank].mailbox, (uint32_t)comm->rank,
-                                          descriptor);
-        }
+        enum lamprey_status sent =
+            lamprey_mailbox_send(setup->records[rank].mailbox, (uint32_t)comm->rank, descriptor);
+        status = status ? status : sent;
     }
     if (descriptor >= 0) {
         close(descriptor);
@@ -153,14 +155,16 @@ static enum lamprey_status map_remote_peers(struct setup *setup)
         if (status) {
             return status;
         }
-        if (rank >= (uint32_t)comm->nranks || same_process(setup, (int)rank) ||
+        if (descriptor < 0 || rank >= (uint32_t)comm->nranks || same_process(setup, (int)rank) ||
             setup->workspace->peers[rank].address) {
             status = LAMPREY_ERROR_INVALID;
         } else {
             status = lamprey_memory_import(comm->device, descriptor, setup->workspace->own.bytes,
                                            &setup->workspace->peers[rank]);
         }
-        close(descriptor);
+        if (descriptor >= 0) {
+            close(descriptor);
+        }
     }
     return status;
 }

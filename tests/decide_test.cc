@@ -55,7 +55,7 @@ TEST(Decide, ServesTwoToEightRanksOfOneSwitch)
         EXPECT_TRUE(agreed.served) << reason;
         EXPECT_STREQ(reason, "");
         EXPECT_EQ(agreed.id, 1000u);
-        EXPECT_EQ(agreed.lanes, 512u);
+        EXPECT_EQ(agreed.lanes, n == 2 ? 512u : n <= 4 ? 256u : 128u);
         EXPECT_LE(lamprey_staging_bytes(n, agreed.lanes, agreed.lane_capacity), 16u << 20) << n;
         const lamprey_grid grid = lamprey_grid_of(agreed.max_bytes / 16, agreed.lanes);
         EXPECT_LE(grid.lane_vectors, agreed.lane_capacity);
@@ -113,9 +113,9 @@ TEST(Decide, TakesTheSmallestGpuAndSharesIt)
         all[i].domain.pci_id = lamprey_pci_id(0, 0x10 + i % 2, 0, 0);
         all[i].domain.gpu_uuid[0] = (uint8_t)(i % 2 + 1);
         all[i].domain.share_gpu = 1;
-        all[i].resident_ctas = 600;
+        all[i].resident_ctas = 400;
     }
-    EXPECT_EQ(lamprey_agree(all.data(), 4, reason, sizeof reason).lanes, 300u) << reason;
+    EXPECT_EQ(lamprey_agree(all.data(), 4, reason, sizeof reason).lanes, 200u) << reason;
 }
 
 TEST(Decide, KeepsStagingUnderTheCap)
@@ -127,7 +127,10 @@ TEST(Decide, KeepsStagingUnderTheCap)
     char reason[256];
     const lamprey_agreed agreed = lamprey_agree(all.data(), 8, reason, sizeof reason);
     ASSERT_TRUE(agreed.served) << reason;
-    EXPECT_LE(lamprey_staging_bytes(8, agreed.lanes, agreed.lane_capacity), 68u << 20);
+    EXPECT_LE(lamprey_staging_bytes(8, agreed.lanes, agreed.lane_capacity), 64u << 20);
+    EXPECT_GE(agreed.max_bytes, 2u << 20);
+    EXPECT_LE(lamprey_grid_of(agreed.max_bytes / 16, agreed.lanes).lane_vectors,
+              agreed.lane_capacity);
 }
 
 TEST(Decide, LooksAtVotesInRankOrder)

@@ -111,9 +111,6 @@ TEST_F(Mailbox, DropsMalformedMessages)
     close(empty);
     int wrong = connect_raw();
     ASSERT_EQ(send(wrong, "hello", 5, 0), 5);
-    uint32_t good_looking[2] = {0x4c4d5059u, 1}; // no descriptor with it
-    int bare = connect_raw();
-    ASSERT_EQ(send(bare, good_looking, sizeof good_looking, 0), (ssize_t)sizeof good_looking);
     ASSERT_EQ(lamprey_mailbox_send(mailbox_.token, 5, 0), LAMPREY_OK);
     uint32_t rank = 0;
     int descriptor = -1;
@@ -121,7 +118,16 @@ TEST_F(Mailbox, DropsMalformedMessages)
     EXPECT_EQ(rank, 5u);
     close(descriptor);
     close(wrong);
-    close(bare);
+}
+
+TEST_F(Mailbox, TellsThatThereIsNoDescriptor)
+{
+    ASSERT_EQ(lamprey_mailbox_send(mailbox_.token, 6, -1), LAMPREY_OK);
+    uint32_t rank = 0;
+    int descriptor = 99;
+    ASSERT_EQ(lamprey_mailbox_receive(&mailbox_, 2000, &aborted_, &rank, &descriptor), LAMPREY_OK);
+    EXPECT_EQ(rank, 6u);
+    EXPECT_EQ(descriptor, -1);
 }
 
 TEST_F(Mailbox, TimesOut)

@@ -1,0 +1,812 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole programs against the plugin that ships: ranks as processes and as threads, in the emulator.
+// Every scenario checks the sums bit for bit and what became of the calls.
+#include <cuda.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <nccl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "plugin/lamprey.h"
+#include "tests/reference.h"
+
+extern "C" void lampreyEmulatorCounts(size_t *mappings, size_t *allocations, size_t *handles,
+                                      size_t *streams, size_t *events);
+
+namespace {
+
+using lamprey_test::element_type;
+
+constexpr int kDeadlineSeconds = 120;
+
+// What a child finds wrong ends it with a message; the parent sees the exit code.
+#define REQUIRE(condition)                                                                         \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: rank %d: %s doesn't hold\n", __FILE__, __LINE__, current_rank, \
+                    #condition);                                                                   \
+            _exit(3);                                                                              \
+        }                                                                                          \
+    } while (0)
+
+thread_local int current_rank = -1;
+
+struct Shared {
+    ncclUniqueId id;
+    int id_ready;
+    int arrived;
+    char note[8][256];
+};
+
+Shared *shared;
+
+void meet(int nranks)
+{
+    const int ticket = __atomic_fetch_add(&shared->arrived, 1, __ATOMIC_SEQ_CST);
+    const int target = (ticket / nranks + 1) * nranks;
+    while (__atomic_load_n(&shared->arrived, __ATOMIC_SEQ_CST) < target) {
+        usleep(200);
+    }
+}
+
+void share_id(int rank)
+{
+    if (rank == 0) {
+        REQUIRE(ncclGetUniqueId(&shared->id) == ncclSuccess);
+        __atomic_store_n(&shared->id_ready, 1, __ATOMIC_RELEASE);
+    }
+    while (!__atomic_load_n(&shared->id_ready, __ATOMIC_ACQUIRE)) {
+        usleep(200);
+    }
+}
+
+lampreyStats stats_of(ncclComm_t comm)
+{
+    using function = ncclResult_t (*)(ncclComm_t, lampreyStats *);
+    static function get = [] {
+        void *library = dlopen(getenv("LAMPREY_TEST_PLUGIN"), RTLD_NOW | RTLD_NOLOAD);
+        return library ? (function)dlsym(library, "lampreyGetStats") : nullptr;
+    }();
+    lampreyStats stats = {};
+    stats.size = sizeof stats;
+    REQUIRE(get != nullptr);
+    REQUIRE(get(comm, &stats) == ncclSuccess);
+    return stats;
+}
+
+// One rank's buffers on one GPU.
+struct Rank {
+    int rank;
+    int nranks;
+    CUcontext context = nullptr;
+    CUstream stream = nullptr;
+    ncclComm_t comm = nullptr;
+    CUdeviceptr send = 0;
+    CUdeviceptr recv = 0;
+    static constexpr size_t bytes = 4 << 20;
+
+    Rank(int rank_, int nranks_) : rank(rank_), nranks(nranks_)
+    {
+        CUdevice device;
+        int gpus = 0;
+        current_rank = rank;
+        REQUIRE(cuInit(0) == CUDA_SUCCESS && cuDeviceGetCount(&gpus) == CUDA_SUCCESS);
+        REQUIRE(cuDeviceGet(&device, rank % gpus) == CUDA_SUCCESS);
+        REQUIRE(cuDevicePrimaryCtxRetain(&context, device) == CUDA_SUCCESS);
+        REQUIRE(cuCtxSetCurrent(context) == CUDA_SUCCESS);
+        REQUIRE(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
+        REQUIRE(cuMemAlloc(&send, bytes) == CUDA_SUCCESS &&
+                cuMemAlloc(&recv, bytes) == CUDA_SUCCESS);
+    }
+
+    void use() const
+    {
+        current_rank = rank;
+        REQUIRE(cuCtxSetCurrent(context) == CUDA_SUCCESS);
+    }
+
+    std::vector<uint8_t> input_of(int other, element_type type, size_t count, uint64_t seed) const
+    {
+        return lamprey_test::make_data(type, count, lamprey_test::data_kind::numbers,
+                                       seed * 64 + other);
+    }
+
+    void fill(element_type type, size_t count, uint64_t seed)
+    {
+        const std::vector<uint8_t> own = input_of(rank, type, count, seed);
+        REQUIRE(cuMemcpyHtoDAsync(send, own.data(), own.size(), stream) == CUDA_SUCCESS);
+        REQUIRE(cuMemsetD8Async(recv, 0x5a, own.size(), stream) == CUDA_SUCCESS);
+        REQUIRE(cuStreamSynchronize(stream) == CUDA_SUCCESS);
+    }
+
+    // exact: the plugin's sums; else NCCL's, which may round otherwise.
+    void check(element_type type, size_t count, uint64_t seed, bool exact)
+    {
+        std::vector<std::vector<uint8_t>> inputs;
+        for (int other = 0; other < nranks; other++) {
+            inputs.push_back(input_of(other, type, count, seed));
+        }
+        const std::vector<uint8_t> expected = lamprey_test::all_reduce_sum(type, inputs);
+        std::vector<uint8_t> got(expected.size());
+        REQUIRE(cuStreamSynchronize(stream) == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyDtoH(got.data(), recv, got.size()) == CUDA_SUCCESS);
+        if (exact) {
+            REQUIRE(memcmp(got.data(), expected.data(), got.size()) == 0);
+            return;
+        }
+        for (size_t i = 0; i < count; i++) {
+            const float a = lamprey_test::load_element(type, got.data(), i);
+            const float b = lamprey_test::load_element(type, expected.data(), i);
+            REQUIRE(fabsf(a - b) <= 0.05f * nranks);
+        }
+    }
+
+    static ncclDataType_t nccl_type(element_type type)
+    {
+        return type == element_type::f16    ? ncclFloat16
+               : type == element_type::bf16 ? ncclBfloat16
+                                            : ncclFloat32;
+    }
+
+    ncclResult_t all_reduce(element_type type, size_t count)
+    {
+        return ncclAllReduce((void *)send, (void *)recv, count, nccl_type(type), ncclSum, comm,
+                             (cudaStream_t)stream);
+    }
+
+    void round(element_type type, size_t count, uint64_t seed, bool exact = true)
+    {
+        fill(type, count, seed);
+        REQUIRE(all_reduce(type, count) == ncclSuccess);
+        check(type, count, seed, exact);
+    }
+
+    void init()
+    {
+        share_id(rank);
+        REQUIRE(ncclCommInitRank(&comm, nranks, shared->id, rank) == ncclSuccess);
+    }
+};
+
+class Serving : public ::testing::Test {
+  protected:
+    void SetUp() override
+    {
+        shared = (Shared *)mmap(nullptr, sizeof *shared, PROT_READ | PROT_WRITE,
+                                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        ASSERT_NE(shared, MAP_FAILED);
+        char here[4096];
+        ASSERT_NE(getcwd(here, sizeof here), nullptr);
+        plugin_ = std::string(here) + "/plugin/liblamprey.so";
+        setenv("LAMPREY_TEST_PLUGIN", plugin_.c_str(), 1);
+        setenv("NCCL_TUNER_PLUGIN", plugin_.c_str(), 1);
+        setenv("LAMPREY_TOPOLOGY", (std::string(here) + "/tests/fixtures/emulator-8.xml").c_str(),
+               1);
+        setenv("LAMPREY_EMULATOR_GPUS", "8", 1);
+        install_beside();
+    }
+
+    void TearDown() override
+    {
+        munmap(shared, sizeof *shared);
+    }
+
+    // The topology library lies beside the plugin in an install; in the build tree it doesn't.
+    void install_beside()
+    {
+        const char *parent = getenv("TEST_TMPDIR");
+        std::string directory = std::string(parent ? parent : ".") + "/lamprey-serving-XXXXXX";
+        ASSERT_NE(mkdtemp(&directory[0]), nullptr);
+        directory_ = directory;
+        copy("plugin/liblamprey.so", "liblamprey.so");
+        copy("topology/liblamprey-topology.so", "liblamprey-topology.so");
+        plugin_ = directory_ + "/liblamprey.so";
+        setenv("LAMPREY_TEST_PLUGIN", plugin_.c_str(), 1);
+        setenv("NCCL_TUNER_PLUGIN", plugin_.c_str(), 1);
+    }
+
+    void copy(const char *from, const char *to)
+    {
+        const std::string command = std::string("cp -L ") + from + " " + directory_ + "/" + to;
+        ASSERT_EQ(system(command.c_str()), 0) << command;
+    }
+
+    ~Serving() override
+    {
+        if (!directory_.empty()) {
+            unlink((directory_ + "/liblamprey.so").c_str());
+            unlink((directory_ + "/liblamprey-topology.so").c_str());
+            rmdir(directory_.c_str());
+        }
+    }
+
+    // One process per rank; every one must end well before the deadline.
+    void processes(int nranks, const std::function<void(int)> &body)
+    {
+        std::vector<pid_t> children;
+        fflush(stdout);
+        for (int rank = 0; rank < nranks; rank++) {
+            pid_t child = fork();
+            if (child == 0) {
+                current_rank = rank;
+                alarm(kDeadlineSeconds + 30);
+                body(rank);
+                fflush(nullptr);
+                _exit(0);
+            }
+            children.push_back(child);
+        }
+        const auto deadline =
+            std::chrono::steady_clock::now() + std::chrono::seconds(kDeadlineSeconds);
+        bool failed = false;
+        for (size_t left = children.size(); left > 0;) {
+            int status = 0;
+            pid_t child = waitpid(-1, &status, WNOHANG);
+            if (child > 0) {
+                left--;
+                EXPECT_EQ(status, 0) << "a rank ended with status " << status;
+                failed = failed || status != 0;
+            } else if (failed || std::chrono::steady_clock::now() > deadline) {
+                EXPECT_TRUE(failed) << "the ranks hang";
+                for (pid_t victim : children) {
+                    kill(victim, SIGKILL);
+                }
+                while (waitpid(-1, &status, 0) > 0) {
+                }
+                return;
+            } else {
+                usleep(2000);
+            }
+        }
+    }
+
+    // One thread per rank, in a child process.
+    void threads(int nranks, const std::function<void(int)> &body)
+    {
+        processes(1, [&](int) {
+            std::vector<std::thread> ranks;
+            for (int rank = 0; rank < nranks; rank++) {
+                ranks.emplace_back([&, rank] { body(rank); });
+            }
+            for (std::thread &rank : ranks) {
+                rank.join();
+            }
+        });
+    }
+
+    void expect_refused(int nranks, const std::function<void(int)> &prepare)
+    {
+        processes(nranks, [&](int rank) {
+            prepare(rank);
+            Rank self(rank, nranks);
+            self.init();
+            for (uint64_t i = 0; i < 3; i++) {
+                self.round(element_type::f32, 1000, i, false);
+            }
+            const lampreyStats stats = stats_of(self.comm);
+            REQUIRE(stats.served == 0);
+            REQUIRE(stats.fallback_communicator == 3);
+            REQUIRE(stats.communicators_refused == 1);
+            REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+        });
+    }
+
+    std::string plugin_;
+    std::string directory_;
+};
+
+void mixed_rounds(int rank, int nranks)
+{
+    Rank self(rank, nranks);
+    self.init();
+    uint64_t seed = 0;
+    for (element_type type : {element_type::f16, element_type::bf16, element_type::f32}) {
+        for (size_t count : {(size_t)1, (size_t)7, (size_t)4096, (size_t)30001}) {
+            self.round(type, count, seed++);
+        }
+    }
+    const lampreyStats stats = stats_of(self.comm);
+    REQUIRE(stats.served == 12);
+    REQUIRE(stats.communicators_served == 1);
+    REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+}
+
+TEST_F(Serving, ServesProcesses)
+{
+    for (int nranks : {2, 3, 8}) {
+        memset(shared, 0, sizeof *shared);
+        processes(nranks, [&](int rank) { mixed_rounds(rank, nranks); });
+    }
+}
+
+TEST_F(Serving, ServesThreads)
+{
+    for (int nranks : {2, 4, 5}) {
+        memset(shared, 0, sizeof *shared);
+        threads(nranks, [&](int rank) { mixed_rounds(rank, nranks); });
+    }
+}
+
+TEST_F(Serving, LeavesWhatItDoesNotTakeToNccl)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(element_type::bf16, 100, 1);
+        self.round(element_type::f32, Rank::bytes / 4, 2, false); // beyond the limit
+        std::vector<int> ones(64, rank + 1);
+        std::vector<int> got(64);
+        REQUIRE(cuMemcpyHtoD(self.send, ones.data(), 256) == CUDA_SUCCESS);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 64, ncclInt32, ncclSum,
+                              self.comm, (cudaStream_t)self.stream) == ncclSuccess);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyDtoH(got.data(), self.recv, 256) == CUDA_SUCCESS);
+        REQUIRE(got[0] == 3 && got[63] == 3);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 16, ncclFloat32, ncclMax,
+                              self.comm, (cudaStream_t)self.stream) == ncclSuccess);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 0, ncclFloat32, ncclSum,
+                              self.comm, (cudaStream_t)self.stream) == ncclSuccess);
+        self.round(element_type::f16, 100, 3);
+        const lampreyStats stats = stats_of(self.comm);
+        REQUIRE(stats.served == 2);
+        REQUIRE(stats.fallback_size == 1);
+        REQUIRE(stats.fallback_type == 1);
+        REQUIRE(stats.fallback_operator == 1);
+        REQUIRE(stats.fallback_empty == 1);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, GivesNcclsErrors)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(element_type::bf16, 100, 1);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, (ncclDataType_t)77, ncclSum,
+                              self.comm, (cudaStream_t)self.stream) == ncclInvalidArgument);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, ncclFloat32, (ncclRedOp_t)-1,
+                              self.comm, (cudaStream_t)self.stream) == ncclInvalidArgument);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, ncclFloat32, ncclSum,
+                              nullptr, (cudaStream_t)self.stream) == ncclInvalidArgument);
+        self.round(element_type::bf16, 100, 2);
+        REQUIRE(stats_of(self.comm).served == 2);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, HoldsGroupsBackForOneThreadWithAllGpus)
+{
+    processes(1, [](int) {
+        constexpr int n = 4;
+        int devices[n] = {0, 1, 2, 3};
+        ncclComm_t comms[n];
+        std::vector<Rank> ranks;
+        for (int r = 0; r < n; r++) {
+            ranks.emplace_back(r, n);
+        }
+        REQUIRE(ncclCommInitAll(comms, n, devices) == ncclSuccess);
+        for (uint64_t seed = 0; seed < 4; seed++) {
+            for (int r = 0; r < n; r++) {
+                ranks[r].comm = comms[r];
+                ranks[r].use();
+                ranks[r].fill(element_type::bf16, 5000, seed);
+            }
+            REQUIRE(ncclGroupStart() == ncclSuccess);
+            for (int r = 0; r < n; r++) {
+                REQUIRE(ranks[r].all_reduce(element_type::bf16, 5000) == ncclSuccess);
+            }
+            REQUIRE(ncclGroupEnd() == ncclSuccess);
+            for (int r = 0; r < n; r++) {
+                ranks[r].use();
+                ranks[r].check(element_type::bf16, 5000, seed, true);
+            }
+        }
+        for (int r = 0; r < n; r++) {
+            REQUIRE(stats_of(comms[r]).served == 4);
+            REQUIRE(stats_of(comms[r]).served_grouped == 4);
+        }
+        REQUIRE(ncclGroupStart() == ncclSuccess);
+        for (int r = 0; r < n; r++) {
+            REQUIRE(ncclCommDestroy(comms[r]) == ncclSuccess);
+        }
+        REQUIRE(ncclGroupEnd() == ncclSuccess);
+    });
+}
+
+// JAX's main path: each thread puts many all-reduces on one communicator into a group.
+TEST_F(Serving, TakesManyCallsOfOneCommunicatorInAGroup)
+{
+    threads(2, [](int rank) {
+        constexpr int calls = 200;
+        Rank self(rank, 2);
+        self.init();
+        CUdeviceptr buffers = 0;
+        REQUIRE(cuMemAlloc(&buffers, calls * 256) == CUDA_SUCCESS);
+        std::vector<float> data(calls * 64);
+        for (size_t i = 0; i < data.size(); i++) {
+            data[i] = (float)(i + (size_t)rank * 1000);
+        }
+        REQUIRE(cuMemcpyHtoD(buffers, data.data(), calls * 256) == CUDA_SUCCESS);
+        REQUIRE(ncclGroupStart() == ncclSuccess);
+        for (int i = 0; i < calls; i++) {
+            void *place = (void *)(buffers + (size_t)i * 256);
+            REQUIRE(ncclAllReduce(place, place, 64, ncclFloat32, ncclSum, self.comm,
+                                  (cudaStream_t)self.stream) == ncclSuccess);
+        }
+        REQUIRE(ncclGroupEnd() == ncclSuccess);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyDtoH(data.data(), buffers, calls * 256) == CUDA_SUCCESS);
+        for (size_t i = 0; i < data.size(); i++) {
+            REQUIRE(data[i] == (float)(2 * i + 1000));
+        }
+        REQUIRE(stats_of(self.comm).served == calls);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, RunsNothingOfAGroupThatFails)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(element_type::bf16, 64, 1);
+        self.fill(element_type::f32, 64, 2);
+        REQUIRE(ncclGroupStart() == ncclSuccess);
+        REQUIRE(self.all_reduce(element_type::f32, 64) == ncclSuccess);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, (ncclDataType_t)77, ncclSum,
+                              self.comm, (cudaStream_t)self.stream) == ncclInvalidArgument);
+        REQUIRE(ncclGroupEnd() == ncclInvalidArgument);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        uint32_t untouched = 0;
+        REQUIRE(cuMemcpyDtoH(&untouched, self.recv, 4) == CUDA_SUCCESS);
+        REQUIRE(untouched == 0x5a5a5a5a);
+        self.round(element_type::f32, 64, 3);
+        REQUIRE(stats_of(self.comm).served == 2);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, AcceptsOneRankGroupedAndTheOtherNot)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        for (uint64_t seed = 0; seed < 6; seed++) {
+            const bool grouped = (seed + (uint64_t)rank) % 2;
+            self.fill(element_type::f16, 999, seed);
+            if (grouped) {
+                REQUIRE(ncclGroupStart() == ncclSuccess);
+            }
+            REQUIRE(self.all_reduce(element_type::f16, 999) == ncclSuccess);
+            if (grouped) {
+                REQUIRE(ncclGroupEnd() == ncclSuccess);
+            }
+            self.check(element_type::f16, 999, seed, true);
+        }
+        REQUIRE(stats_of(self.comm).served == 6);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+// Two communicators meet their first all-reduce in one group; on the other rank one after the
+// other.
+TEST_F(Serving, SetsUpIndependentlyInsideAGroup)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        ncclComm_t second = nullptr;
+        REQUIRE(ncclCommSplit(self.comm, 0, rank, &second, nullptr) == ncclSuccess);
+        CUstream stream = nullptr;
+        REQUIRE(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
+        self.fill(element_type::f32, 256, 5);
+        auto first_call = [&] { REQUIRE(self.all_reduce(element_type::f32, 256) == ncclSuccess); };
+        auto second_call = [&] {
+            REQUIRE(ncclAllReduce((void *)self.send, (void *)(self.recv + 65536), 256, ncclFloat32,
+                                  ncclSum, second, (cudaStream_t)stream) == ncclSuccess);
+        };
+        if (rank == 0) {
+            REQUIRE(ncclGroupStart() == ncclSuccess);
+            second_call();
+            first_call();
+            REQUIRE(ncclGroupEnd() == ncclSuccess);
+        } else {
+            first_call();
+            second_call();
+        }
+        self.check(element_type::f32, 256, 5, true);
+        REQUIRE(cuStreamSynchronize(stream) == CUDA_SUCCESS);
+        REQUIRE(stats_of(self.comm).served == 1 && stats_of(second).served == 1);
+        REQUIRE(ncclCommDestroy(second) == ncclSuccess);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+// Captures count calls into a graph on rank's stream.
+CUgraphExec capture(Rank &self, element_type type, size_t elements, int calls)
+{
+    CUgraph graph = nullptr;
+    CUgraphExec executable = nullptr;
+    REQUIRE(cuStreamBeginCapture(self.stream, CU_STREAM_CAPTURE_MODE_GLOBAL) == CUDA_SUCCESS);
+    for (int i = 0; i < calls; i++) {
+        REQUIRE(self.all_reduce(type, elements) == ncclSuccess);
+    }
+    REQUIRE(cuStreamEndCapture(self.stream, &graph) == CUDA_SUCCESS);
+    REQUIRE(cuGraphInstantiate(&executable, graph, 0) == CUDA_SUCCESS);
+    REQUIRE(cuGraphDestroy(graph) == CUDA_SUCCESS);
+    return executable;
+}
+
+TEST_F(Serving, SetsUpInsideACaptureOnOneRankOnly)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.fill(element_type::bf16, 777, 9);
+        if (rank == 0) {
+            CUgraphExec graph = capture(self, element_type::bf16, 777, 1);
+            REQUIRE(cuGraphLaunch(graph, self.stream) == CUDA_SUCCESS);
+        } else {
+            REQUIRE(self.all_reduce(element_type::bf16, 777) == ncclSuccess);
+        }
+        self.check(element_type::bf16, 777, 9, true);
+        REQUIRE(stats_of(self.comm).served == 1);
+        REQUIRE(stats_of(self.comm).served_captured == (rank == 0 ? 1u : 0u));
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, OrdersReplaysWithLiveCallsAndOtherReplays)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        CUstream other = nullptr;
+        REQUIRE(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
+        self.fill(element_type::f32, 2048, 3);
+        CUgraphExec a = capture(self, element_type::f32, 2048, 5);
+        CUgraphExec b = capture(self, element_type::f32, 512, 3);
+        for (int i = 0; i < 40; i++) { // nothing joins the two streams but the communicator
+            REQUIRE(cuGraphLaunch(a, i % 2 ? self.stream : other) == CUDA_SUCCESS);
+            REQUIRE(cuGraphLaunch(b, i % 2 ? other : self.stream) == CUDA_SUCCESS);
+            REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 2048, ncclFloat32, ncclSum,
+                                  self.comm,
+                                  (cudaStream_t)(i % 3 ? self.stream : other)) == ncclSuccess);
+            if (i % 5 == 0) { // NCCL's own, on either stream
+                REQUIRE(ncclAllGather((void *)self.send, (void *)(self.recv + (1 << 20)), 128,
+                                      ncclFloat32, self.comm,
+                                      (cudaStream_t)(i % 2 ? other : self.stream)) == ncclSuccess);
+            }
+        }
+        REQUIRE(cuStreamSynchronize(other) == CUDA_SUCCESS);
+        self.check(element_type::f32, 2048, 3, true);
+        REQUIRE(cuGraphExecDestroy(a) == CUDA_SUCCESS);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+        REQUIRE(cuGraphExecDestroy(b) == CUDA_SUCCESS); // after the communicator
+    });
+}
+
+TEST_F(Serving, KeepsOrderOverChangingAndDestroyedStreams)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.fill(element_type::bf16, 3000, 4);
+        for (int i = 0; i < 60; i++) {
+            CUstream stream = nullptr;
+            REQUIRE(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
+            REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 3000, ncclBfloat16, ncclSum,
+                                  self.comm, (cudaStream_t)stream) == ncclSuccess);
+            REQUIRE(cuStreamDestroy(stream) == CUDA_SUCCESS); // its work goes on
+        }
+        REQUIRE(self.all_reduce(element_type::bf16, 3000) == ncclSuccess);
+        self.check(element_type::bf16, 3000, 4, true);
+        REQUIRE(stats_of(self.comm).served == 61);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, LeavesKernelsAndSetUpsOnAbort)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(element_type::bf16, 100, 1);
+        if (rank == 0) { // its peer doesn't come
+            REQUIRE(self.all_reduce(element_type::bf16, 100) == ncclSuccess);
+            usleep(50000);
+            REQUIRE(cuStreamQuery(self.stream) == CUDA_ERROR_NOT_READY);
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        }
+        meet(2);
+        if (rank == 1) {
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        }
+    });
+    memset(shared, 0, sizeof *shared);
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        if (rank == 0) { // stuck in the exchange
+            std::thread aborter([&] {
+                usleep(100000);
+                REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+            });
+            self.all_reduce(element_type::bf16, 100);
+            aborter.join();
+        }
+        meet(2);
+        if (rank == 1) {
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        }
+    });
+}
+
+TEST_F(Serving, LeaksNothingOverManyCommunicators)
+{
+    processes(2, [](int rank) {
+        auto counts = [](size_t *c) { lampreyEmulatorCounts(&c[0], &c[1], &c[2], &c[3], &c[4]); };
+        auto descriptors = [] {
+            int open = 0;
+            for (int fd = 0; fd < 1024; fd++) {
+                open += fcntl(fd, F_GETFD) >= 0;
+            }
+            return open;
+        };
+        Rank self(rank, 2);
+        size_t before[5];
+        size_t after[5];
+        int open_before = 0;
+        for (int i = 0; i < 12; i++) {
+            shared->id_ready = rank == 0 ? 0 : shared->id_ready;
+            meet(2);
+            self.init();
+            self.round(element_type::bf16, 100, (uint64_t)i);
+            CUgraphExec graph = capture(self, element_type::bf16, 100, 2);
+            REQUIRE(cuGraphLaunch(graph, self.stream) == CUDA_SUCCESS);
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+            REQUIRE(cuGraphExecDestroy(graph) == CUDA_SUCCESS);
+            usleep(30000); // its references go in the background; else a later set-up cleans up
+            REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+            meet(2);
+            if (i == 3) {
+                counts(before);
+                open_before = descriptors();
+            }
+        }
+        counts(after);
+        REQUIRE(memcmp(before, after, sizeof before) == 0);
+        REQUIRE(descriptors() == open_before);
+    });
+}
+
+TEST_F(Serving, StandsDownTogetherWhenOneRankIsDisabled)
+{
+    expect_refused(3, [](int rank) {
+        if (rank == 1) {
+            setenv("LAMPREY_DISABLE", "1", 1);
+        }
+    });
+}
+
+TEST_F(Serving, StandsDownUnderNcclsOwnSettings)
+{
+    for (const char *setting : {"NCCL_P2P_DISABLE=1", "NCCL_P2P_LEVEL=LOC", "NCCL_CHECK_POINTERS=1",
+                                "NCCL_CHECK_MODE=1", "NCCL_LAUNCH_ORDER_IMPLICIT=1"}) {
+        memset(shared, 0, sizeof *shared);
+        expect_refused(2, [&](int rank) {
+            const std::string text = setting;
+            const size_t equals = text.find('=');
+            if (rank == 0) { // one rank's environment is enough
+                setenv(text.substr(0, equals).c_str(), text.substr(equals + 1).c_str(), 1);
+            }
+        });
+    }
+}
+
+TEST_F(Serving, RefusesRanksThatDisagree)
+{
+    expect_refused(2, [](int rank) { setenv("LAMPREY_MAX_BYTES", rank ? "64K" : "32K", 1); });
+    memset(shared, 0, sizeof *shared);
+    expect_refused(2, [](int rank) { setenv("LAMPREY_MAX_CTAS", rank ? "16" : "32", 1); });
+}
+
+TEST_F(Serving, FallsBackTogetherWhenMemoryOrMappingFails)
+{
+    // The first allocation of a process is the exchange's, the second the staging memory's.
+    for (const char *fault :
+         {"cuMemCreate:2", "cuMemExportToShareableHandle:1", "cuMemImportFromShareableHandle:1",
+          "cuMemHostAlloc:1", "cuLibraryLoadData:1", "cuLibraryGetKernel:5", "cuMemMap:3"}) {
+        SCOPED_TRACE(fault);
+        memset(shared, 0, sizeof *shared);
+        expect_refused(2, [&](int rank) {
+            if (rank == 1) {
+                setenv("LAMPREY_EMULATOR_FAIL", fault, 1);
+            }
+        });
+    }
+}
+
+TEST_F(Serving, RefusesAnOldDriver)
+{
+    expect_refused(2, [](int rank) {
+        if (rank == 1) {
+            setenv("LAMPREY_EMULATOR_DRIVER_VERSION", "12000", 1);
+        }
+    });
+}
+
+TEST_F(Serving, RefusesWithoutTopology)
+{
+    unlink((directory_ + "/liblamprey-topology.so").c_str());
+    expect_refused(2, [](int) {});
+}
+
+TEST_F(Serving, RefusesGpusThatTheTopologyDoesNotKnow)
+{
+    FILE *file = fopen((directory_ + "/broken.xml").c_str(), "w");
+    ASSERT_NE(file, nullptr);
+    fputs("<?xml version=\"1.0\"?>\n<topology version=\"2.0\"><obj", file);
+    fclose(file);
+    expect_refused(
+        2, [this](int) { setenv("LAMPREY_TOPOLOGY", (directory_ + "/broken.xml").c_str(), 1); });
+    unlink((directory_ + "/broken.xml").c_str());
+}
+
+TEST_F(Serving, RefusesTwoRanksOnOneGpuUnlessToldOtherwise)
+{
+    expect_refused(2, [](int) { setenv("LAMPREY_EMULATOR_GPUS", "1", 1); });
+    memset(shared, 0, sizeof *shared);
+    processes(2, [](int rank) {
+        setenv("LAMPREY_EMULATOR_GPUS", "1", 1);
+        setenv("LAMPREY_SHARE_GPU", "1", 1);
+        mixed_rounds(rank, 2);
+    });
+}
+
+TEST_F(Serving, WarnsOfMalformedSettingsAndUsesDefaults)
+{
+    processes(2, [](int rank) {
+        setenv("LAMPREY_MAX_BYTES", "lots", 1);
+        setenv("LAMPREY_PDL", "maybe", 1);
+        mixed_rounds(rank, 2);
+    });
+}
+
+TEST_F(Serving, LeavesAChildOfAForkAlone)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(element_type::bf16, 100, 1);
+        pid_t child = fork();
+        if (child == 0) {
+            // CUDA is gone here; what matters is that nothing of ours runs or hangs.
+            _exit(ncclAllReduce(nullptr, nullptr, 1, ncclFloat32, ncclSum, nullptr, nullptr) ==
+                          ncclInvalidArgument
+                      ? 0
+                      : 4);
+        }
+        int status = -1;
+        REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+        self.round(element_type::bf16, 100, 2);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+} // namespace
