@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The network and collective network doors. They have no device, which makes NCCL disable them and
- * go on to the next network of its list, without a warning, in every release. */
+ * go on to the next network of its list, without a warning, in every release. The one door that a
+ * setting of NCCL can keep shut: from 2.29 on NCCL_NET, or netName in a communicator's config,
+ * makes it initialise the network of that name alone. */
 #include "plugin/nccl_plugin_abi_net.h"
 
 #include "plugin/door_enter.h"

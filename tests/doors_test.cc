@@ -66,6 +66,46 @@ TEST_P(Doors, MayBeOpenedAgain)
 INSTANTIATE_TEST_SUITE_P(All, Doors, testing::ValuesIn(all_doors()),
                          testing::PrintToStringParamName());
 
+// --- NCCL's logger ------------------------------------------------------------------------------
+
+bool logs_on_its_own(const Outcome &outcome)
+{
+    return outcome.log.find("Lamprey INFO") != std::string::npos;
+}
+
+TEST(Logger, IsUsedWhereNcclGivesOne)
+{
+    for (const auto &[kind, version] : std::vector<Door>{
+             {"Tuner", 1}, {"Tuner", 5}, {"Env", 2}, {"Profiler", 4}, {"Net", 6}, {"Net", 11}}) {
+        Outcome outcome =
+            run({"door", absolute(kFake), kind, std::to_string(version), absolute(kLibrary)},
+                {{"NCCL_DEBUG", "INFO"}});
+        EXPECT_NE(outcome.value("logged"), "0") << kind << version << outcome;
+        EXPECT_FALSE(logs_on_its_own(outcome)) << kind << version << outcome;
+    }
+}
+
+TEST(Logger, IsLeftAloneInAFork)
+{
+    for (const auto &[kind, version] :
+         std::vector<Door>{{"Tuner", 5}, {"Env", 2}, {"Profiler", 4}, {"Net", 11}}) {
+        Outcome outcome = run({"door", absolute("tests/doors/libnccl-fork.so"), kind,
+                               std::to_string(version), absolute(kLibrary)},
+                              {{"NCCL_DEBUG", "INFO"}});
+        EXPECT_EQ(outcome.value("logged"), "0") << kind << version << outcome;
+        EXPECT_TRUE(logs_on_its_own(outcome)) << kind << version << outcome;
+        expect_redirected(outcome);
+    }
+}
+
+TEST(Logger, IsLeftAloneInAPreview)
+{
+    Outcome outcome = run({"door", absolute(kFake), "Env", "2", absolute(kLibrary)},
+                          {{"NCCL_DEBUG", "INFO"}, {"FAKE_NCCL_SUFFIX", "x1"}});
+    EXPECT_EQ(outcome.value("logged"), "0") << outcome;
+    EXPECT_TRUE(logs_on_its_own(outcome)) << outcome;
+}
+
 // --- chaining -----------------------------------------------------------------------------------
 
 std::string fake_plugin(int version)

@@ -179,6 +179,7 @@ void door(char **arguments)
             open_door(arguments[1], atoi(arguments[2]), arguments[3], report, sizeof(report));
         printf("result=%d\nreport=%s\n", result, report);
     }
+    printf("logged=%d\n", find<int (*)()>(nccl, "fakeLogged")());
     print_redirected("redirected", nccl);
     print_library();
 }
