@@ -132,6 +132,7 @@ void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, 
     static const char *const variables[] = {"NCCL_P2P_DISABLE", "NCCL_CHECK_POINTERS",
                                             "NCCL_CHECK_MODE", "NCCL_LAUNCH_ORDER_IMPLICIT"};
     const char *level = getenv("NCCL_P2P_LEVEL");
+    const char *mode = getenv("NCCL_CHECK_MODE");
     if (lamprey_config_get()->disable) {
         snprintf(reason, reason_size, "LAMPREY_DISABLE is set");
         return;
@@ -142,7 +143,9 @@ void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, 
             return;
         }
     }
-    if (level && (strcasecmp(level, "LOC") == 0 || strcmp(level, "0") == 0)) {
+    if (mode && strncasecmp(mode, "DEBUG_", 6) == 0) { /* any other value is NCCL's default */
+        snprintf(reason, reason_size, "NCCL_CHECK_MODE=%.40s", mode);
+    } else if (level && (strcasecmp(level, "LOC") == 0 || strcmp(level, "0") == 0)) {
         snprintf(reason, reason_size, "NCCL_P2P_LEVEL=%s", level);
     } else if (nccl->over_got) {
         snprintf(reason, reason_size,

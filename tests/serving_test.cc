@@ -707,7 +707,7 @@ TEST_F(Serving, StandsDownTogetherWhenOneRankIsDisabled)
 TEST_F(Serving, StandsDownUnderNcclsOwnSettings)
 {
     for (const char *setting : {"NCCL_P2P_DISABLE=1", "NCCL_P2P_LEVEL=LOC", "NCCL_CHECK_POINTERS=1",
-                                "NCCL_CHECK_MODE=1", "NCCL_LAUNCH_ORDER_IMPLICIT=1"}) {
+                                "NCCL_CHECK_MODE=DEBUG_LOCAL", "NCCL_LAUNCH_ORDER_IMPLICIT=1"}) {
         memset(shared, 0, sizeof *shared);
         expect_refused(2, [&](int rank) {
             const std::string text = setting;
