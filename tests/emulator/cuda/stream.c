@@ -109,6 +109,8 @@ static void *stream_main(void *argument)
         emulator_point_signal(operation->done);
         token = emulator_lock();
         free_operation(operation);
+        emulator_unlock(&token); /* runs destructors that this brought about */
+        token = emulator_lock();
     }
     emulator_object_drop(&stream->object);
     emulator_unlock(&token);
