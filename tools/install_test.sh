@@ -16,10 +16,17 @@ fail() {
 tools/install --from . "$prefix"
 
 for file in lib/liblamprey.so lib/libnccl-env.so lib/libnccl-tuner.so lib/liblamprey-topology.so \
-    lib/libhwloc.so.15 lib/pkgconfig/lamprey.pc include/lamprey.h bin/lamprey; do
+    lib/lamprey/libhwloc.so.15 lib/pkgconfig/lamprey.pc include/lamprey.h bin/lamprey bin/lamprey-topo; do
     if [ ! -f "$prefix/$file" ] || [ -L "$prefix/$file" ]; then
         fail "$file is missing or not a file"
     fi
+done
+# Users put lib on their loader's path: it must hold no library of the system.
+for file in "$prefix"/lib/*.so*; do
+    case ${file##*/} in
+        liblamprey*.so | libnccl-*.so) ;;
+        *) fail "lib holds ${file##*/}" ;;
+    esac
 done
 for door in tuner env profiler net; do
     link=$prefix/lib/libnccl-$door-lamprey.so
@@ -95,7 +102,7 @@ else
         fail "does not load"
     where=$prefix
 fi
-grep -q "^$where/lib/libhwloc.so.15$" <<<"$loaded" || fail "hwloc was not loaded from the prefix: $loaded"
+grep -q "^$where/lib/lamprey/libhwloc.so.15$" <<<"$loaded" || fail "hwloc was not loaded from the prefix: $loaded"
 while read -r path; do
     case $path in
         "$where"/lib/*) ;;
@@ -103,4 +110,8 @@ while read -r path; do
         *) fail "loaded from outside the prefix: $path" ;;
     esac
 done <<<"$loaded"
+
+# The tool that prints a machine, over a described one, with the prefix's hwloc.
+"$prefix/bin/lamprey" topo --xml tests/fixtures/hgx-h100-8.xml >"$scratch/topo" || fail "lamprey topo"
+grep -q "NVLink domain: host" "$scratch/topo" || fail "lamprey topo: $(cat "$scratch/topo")"
 echo "loaded in $where: $(wc -l <<<"$loaded") objects"
