@@ -309,7 +309,8 @@ enum lamprey_status lamprey_hook_got_install(struct lamprey_hooks *hooks, char *
                                              size_t reason_size)
 {
     for (size_t i = 0; i < hooks->count; i++) {
-        *hooks->entries[i].original = hooks->entries[i].function;
+        __atomic_store_n(hooks->entries[i].original, (void *)hooks->entries[i].function,
+                         __ATOMIC_RELEASE);
     }
     enum lamprey_status status = run_scan(hooks, false, reason, reason_size);
     if (status != LAMPREY_OK) {

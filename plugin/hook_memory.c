@@ -417,13 +417,25 @@ static enum lamprey_status list_threads(struct thread **threads, size_t *count)
     return LAMPREY_OK;
 }
 
+static int64_t monotonic_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
 /* Long against a handful of instructions, and against what the kernel books on a switch. */
 static const int64_t settled_ns = 20000;
 
 static bool has_settled(const struct thread *thread)
 {
     int64_t now = thread_time_ns(thread->id);
-    return now < 0 || now - thread->start_ns > settled_ns || thread_state(thread->id) != 'R';
+    if (now < 0 || now - thread->start_ns > settled_ns) {
+        return true;
+    }
+    /* A thread that was stopped, by a debugger say, may be anywhere. */
+    char state = thread_state(thread->id);
+    return state != 'R' && state != 'T' && state != 't';
 }
 
 enum lamprey_status lamprey_hook_threads_settle(unsigned timeout_ms)
@@ -433,13 +445,14 @@ enum lamprey_status lamprey_hook_threads_settle(unsigned timeout_ms)
     enum lamprey_status status = list_threads(&threads, &count);
     const struct timespec pause = {0, 50000};
     size_t waiting = count;
-    for (unsigned round = 0; status == LAMPREY_OK && waiting != 0; round++) {
+    const int64_t deadline_ns = monotonic_ns() + (int64_t)timeout_ms * 1000000;
+    while (status == LAMPREY_OK && waiting != 0) {
         waiting = 0;
         for (size_t i = 0; i < count; i++) {
             threads[i].gone = threads[i].gone || has_settled(&threads[i]);
             waiting += !threads[i].gone;
         }
-        if (waiting != 0 && round / 20 > timeout_ms) {
+        if (waiting != 0 && monotonic_ns() > deadline_ns) {
             status = LAMPREY_ERROR_TIMEOUT;
         } else if (waiting != 0) {
             nanosleep(&pause, NULL);

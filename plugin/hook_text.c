@@ -140,7 +140,8 @@ static enum lamprey_status place_entry(struct regions *regions, struct lamprey_h
         return status;
     }
     region->used += LAMPREY_HOOK_ISLAND_BYTES;
-    *entry->original = island + LAMPREY_HOOK_TRAMPOLINE_AT;
+    void *trampoline = island + LAMPREY_HOOK_TRAMPOLINE_AT;
+    __atomic_store_n(entry->original, trampoline, __ATOMIC_RELEASE);
     return LAMPREY_OK;
 }
 
@@ -166,7 +167,8 @@ static enum lamprey_status write_start(struct lamprey_hook_memory *memory, uint8
     return lamprey_hook_memory_write(memory, site - offset, word, WORD_BYTES);
 }
 
-/* The bytes behind those that park. They may go on in the next page, so one at a time. */
+/* The bytes behind those that park. They may go on in the next page, so one at a time; those that
+ * are right are left alone, so that undoing a failure needs no write that failed before. */
 static enum lamprey_status write_tail(struct lamprey_hook_memory *memory,
                                       const struct lamprey_hook_entry *entry, const uint8_t *bytes)
 {
@@ -174,7 +176,9 @@ static enum lamprey_status write_tail(struct lamprey_hook_memory *memory,
     uint8_t *site = entry->function + entry->plan.site;
     for (size_t i = sizeof(entry->plan.park); i < entry->plan.site_bytes && status == LAMPREY_OK;
          i++) {
-        status = lamprey_hook_memory_write(memory, site + i, bytes + i, 1);
+        if (site[i] != bytes[i]) {
+            status = lamprey_hook_memory_write(memory, site + i, bytes + i, 1);
+        }
     }
     return status;
 }
@@ -336,7 +340,8 @@ enum lamprey_status lamprey_hook_text_install(struct lamprey_hooks *hooks, char 
     enum lamprey_status status = prepare(hooks, &regions, &memory, reason, reason_size);
     if (status != LAMPREY_OK) {
         for (size_t i = 0; i < hooks->count; i++) {
-            *hooks->entries[i].original = hooks->entries[i].original_before;
+            __atomic_store_n(hooks->entries[i].original, hooks->entries[i].original_before,
+                             __ATOMIC_RELEASE);
         }
         free_regions(&regions, true);
     } else {

@@ -6,8 +6,8 @@
  * bytes first become a jump to itself, which leaves every later instruction as it was until all
  * threads have moved on. That needs a first instruction of at least two bytes.
  *
- * So some functions can't be changed at their very entry (five of the 23 that matter in NCCL 2.28.9
- * start just before a word's end). There the first instructions stay, the jump follows them, and
+ * So some functions can't be changed at their very entry (47 of the 105 that NCCL 2.28.9 exports,
+ * most for a first push of one byte). There the first instructions stay, the jump follows them, and
  * the stub undoes what they did: a push by a pop. endbr64 stays too, since processors that check
  * indirect branches demand it at the entry. */
 #include "plugin/hook_arch.h"
