@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "plugin/config.h"
+#include "plugin/device.h"
 #include "plugin/first_copy.h"
 #include "plugin/lamprey.h"
 #include "plugin/log.h"
@@ -106,9 +107,13 @@ static bool redirect(struct lamprey_nccl *nccl, char *reason, size_t size)
            LAMPREY_OK;
 }
 
+/* A child can't use the CUDA of its parent; one whose parent had none yet is as good as its parent.
+ */
 static void mark_forked(void)
 {
-    atomic_store(&lamprey_forked, true);
+    if (lamprey_device_any()) {
+        atomic_store(&lamprey_forked, true);
+    }
 }
 
 static bool seen(const struct lamprey_image *image)

@@ -60,8 +60,11 @@ static struct lamprey_comm *describe(struct lamprey_nccl *nccl, ncclComm_t handl
         free(comm);
         return NULL;
     }
-    if (comm->nranks < 2) {
+    if (comm->nranks < 2 || comm->nranks > LAMPREY_MAX_RANKS) {
+        /* The same on all ranks, so there is nothing to exchange. */
         atomic_store(&comm->state, LAMPREY_COMM_REFUSED);
+        lamprey_info("communicator %p, rank %d of %d is left to NCCL: 2 to %d ranks are served",
+                     (void *)handle, comm->rank, comm->nranks, LAMPREY_MAX_RANKS);
     } else if (lamprey_device_get(ordinal, &comm->device) != LAMPREY_OK) {
         /* Without a driver there is no way into the exchange; but then NCCL has none either. */
         comm->device = NULL;
@@ -104,65 +107,60 @@ void lamprey_comm_release(struct lamprey_comm *comm)
     }
 }
 
-struct lamprey_comm *lamprey_comm_take(ncclComm_t handle)
+void lamprey_comm_remove(struct lamprey_comm *comm)
 {
-    if (!handle) {
-        return NULL;
-    }
     pthread_mutex_lock(&mutex);
-    struct lamprey_comm **link = bucket_of(handle);
-    while (*link && (*link)->handle != handle) {
+    struct lamprey_comm **link = bucket_of(comm->handle);
+    while (*link && *link != comm) {
         link = &(*link)->next;
     }
-    struct lamprey_comm *comm = *link;
-    if (comm) {
+    const bool found = *link == comm;
+    if (found) {
         *link = comm->next;
     }
     pthread_mutex_unlock(&mutex);
-    return comm;
+    if (found) {
+        lamprey_comm_release(comm);
+    }
 }
 
-/* True once the last kernel has ended; false after timeout_ms, if that isn't negative. */
-static bool drained(const struct lamprey_comm *comm, int timeout_ms)
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void pause_shortly(void)
+{
+    const struct timespec pause = {.tv_nsec = 50000};
+    nanosleep(&pause, NULL);
+}
+
+void lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms)
 {
     const struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
-    if (!workspace) {
-        return true;
-    }
-    const struct lamprey_driver *driver = comm->device->driver;
-    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    driver->ThreadExchangeStreamCaptureMode(&mode);
-    bool done = false;
-    for (int waited_us = 0;; waited_us += 50) {
-        done = driver->EventQuery(workspace->serial) != CUDA_ERROR_NOT_READY;
-        if (done ||
-            (timeout_ms < 0 ? atomic_load(&comm->aborted) : waited_us > timeout_ms * 1000)) {
-            break;
-        }
-        const struct timespec pause = {.tv_nsec = 50000};
-        nanosleep(&pause, NULL);
-    }
-    driver->ThreadExchangeStreamCaptureMode(&mode);
-    return done;
-}
-
-void lamprey_comm_drain(const struct lamprey_comm *comm)
-{
-    drained(comm, -1);
-}
-
-void lamprey_comm_retire(struct lamprey_comm *comm)
-{
-    if (!comm) {
+    bool pushed = false;
+    if (!workspace || lamprey_device_enter(comm->device, &pushed) != LAMPREY_OK) {
         return;
     }
-    if (!drained(comm, 1000)) {
-        lamprey_warn("communicator %p: a kernel doesn't end; its staging memory stays",
-                     (void *)comm->handle);
-        atomic_fetch_add(&comm->workspace->references, 1);
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    comm->device->driver->ThreadExchangeStreamCaptureMode(&mode);
+    const int64_t start = now_ms();
+    while (!lamprey_workspace_idle(workspace) &&
+           (timeout_ms < 0 ? !atomic_load(&comm->aborted) : now_ms() - start < timeout_ms)) {
+        pause_shortly();
     }
-    lamprey_comm_release(comm);
-    lamprey_workspace_reap();
+    comm->device->driver->ThreadExchangeStreamCaptureMode(&mode);
+    lamprey_device_leave(comm->device, pushed);
+}
+
+void lamprey_comm_await_setup(const struct lamprey_comm *comm)
+{
+    const int64_t start = now_ms();
+    while (atomic_load(&comm->setting_up) > 0 && now_ms() - start < 50) {
+        pause_shortly();
+    }
 }
 
 void lamprey_comm_close(ncclComm_t handle, bool abort)

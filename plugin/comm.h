@@ -16,7 +16,9 @@ enum lamprey_comm_state {
     LAMPREY_COMM_NEW,     /* no exchange yet */
     LAMPREY_COMM_SERVED,  /* all ranks agreed */
     LAMPREY_COMM_REFUSED, /* NCCL's for ever */
-    LAMPREY_COMM_CLOSED,  /* finalized, revoked or aborted */
+    LAMPREY_COMM_BROKEN, /* a local failure inside the exchange: peers may wait there, so neither we
+                          * nor NCCL can run an all-reduce */
+    LAMPREY_COMM_CLOSED, /* finalized, revoked or aborted */
 };
 
 struct lamprey_comm {
@@ -25,7 +27,8 @@ struct lamprey_comm {
     struct lamprey_comm *next; /* in the table */
     atomic_uint references;    /* the table's and those of running calls */
     _Atomic(enum lamprey_comm_state) state;
-    atomic_bool aborted; /* ends a set-up's waits */
+    atomic_bool aborted;   /* ends a set-up's waits */
+    atomic_int setting_up; /* set-ups under way: 0 or 1 */
     int rank;
     int nranks;
     struct lamprey_device *device; /* NULL where the GPU couldn't be opened */
@@ -43,18 +46,18 @@ struct lamprey_comm *lamprey_comm_find(ncclComm_t handle);
 /* As find, but adds an unknown one. NULL if NCCL says that the handle is no ready communicator. */
 struct lamprey_comm *lamprey_comm_discover(struct lamprey_nccl *nccl, ncclComm_t handle);
 
+/* Gives a reference back. What a kernel may still use is kept until it has ended. NULL is fine. */
 void lamprey_comm_release(struct lamprey_comm *comm);
 
-/* Waits until our last kernel has ended; returns early when the communicator is aborted. */
-void lamprey_comm_drain(const struct lamprey_comm *comm);
+/* Waits until our latest work has ended, for as long as it takes unless the communicator is
+ * aborted; after an abort, and with timeout_ms >= 0, no longer than that. */
+void lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms);
 
-/* Takes the communicator out of the table, so that its address may be used again, and hands the
- * table's reference to the caller. NULL for unknown handles. */
-struct lamprey_comm *lamprey_comm_take(ncclComm_t handle);
+/* Takes comm out of the table, so that its address may be used again. */
+void lamprey_comm_remove(struct lamprey_comm *comm);
 
-/* Releases what lamprey_comm_take gave, once NCCL has let the communicator go. Memory that an
- * aborted kernel still uses after a second is left to the process's end. */
-void lamprey_comm_retire(struct lamprey_comm *comm);
+/* Waits a bounded time for a set-up under way to notice an abort. */
+void lamprey_comm_await_setup(const struct lamprey_comm *comm);
 
 /* No further call is served; with abort, kernels in flight and set-ups leave. Fine for unknown
  * handles. */

@@ -7,8 +7,8 @@
 #include "kernels/protocol.h"
 #include "plugin/device.h"
 
-_Static_assert(sizeof(struct lamprey_record) == 208 + sizeof(struct lamprey_domain_record),
-               "travels as it is");
+_Static_assert(sizeof(struct lamprey_record) == LAMPREY_RECORD_BYTES, "travels as it is");
+_Static_assert(offsetof(struct lamprey_record, domain) == 208, "travels as it is");
 _Static_assert(sizeof(struct lamprey_vote) == 128, "travels as it is");
 
 /* Largest message by world size unless set: NCCL's time is passed at none of these (2 x H200), and

@@ -18,11 +18,15 @@ extern "C" {
 #define LAMPREY_RECORD_MAGIC 0x4c414d5052455931ull
 #define LAMPREY_RECORD_VERSION 1
 
-/* What a rank says of itself at set-up; travels as it is. Fixed size, no padding. */
+#define LAMPREY_RECORD_BYTES 1024
+
+/* What a rank says of itself at set-up; travels as it is, without padding. Its size and its first
+ * three fields never change, so that versions can tell each other apart instead of exchanging
+ * different lengths. */
 struct lamprey_record {
     uint64_t magic;
     uint32_t version;    /* of this struct and of the kernels' protocol */
-    uint32_t bytes;      /* sizeof */
+    uint32_t bytes;      /* in use */
     uint64_t id;         /* random; rank 0's names the communicator */
     uint8_t process[16]; /* random, one per process */
     uint8_t mailbox[16]; /* where descriptors for this rank go; zero without one */
@@ -35,6 +39,7 @@ struct lamprey_record {
     uint32_t refuses; /* 1: this rank can't take part, for reason */
     char reason[120];
     struct lamprey_domain_record domain;
+    uint8_t reserved[LAMPREY_RECORD_BYTES - 208 - sizeof(struct lamprey_domain_record)];
 };
 
 /* The second and third exchange: does the last step stand everywhere? */

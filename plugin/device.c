@@ -2,6 +2,7 @@
 #include "plugin/device.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct lamprey_device *devices[MAX_DEVICES];
+static atomic_bool any_open;
 static CUlibrary library; /* one for all contexts */
 
 /* In the order of instances.h: element by element, variant by variant. */
@@ -103,6 +105,7 @@ static enum lamprey_status open_device(int ordinal, struct lamprey_device **open
         return status;
     }
     *opened = device;
+    atomic_store(&any_open, true);
     return LAMPREY_OK;
 }
 
@@ -122,6 +125,11 @@ enum lamprey_status lamprey_device_get(int ordinal, struct lamprey_device **devi
     *device = devices[ordinal];
     pthread_mutex_unlock(&mutex);
     return status;
+}
+
+bool lamprey_device_any(void)
+{
+    return atomic_load(&any_open);
 }
 
 static enum lamprey_status load_kernel(struct lamprey_device *device, int index, uint32_t *resident)

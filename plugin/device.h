@@ -35,6 +35,9 @@ struct lamprey_device {
 /* The GPU with this CUDA ordinal. Stays for the life of the process. Thread-safe. */
 enum lamprey_status lamprey_device_get(int ordinal, struct lamprey_device **device);
 
+/* Has this process opened any GPU? */
+bool lamprey_device_any(void);
+
 /* Loads every kernel for the device, so that no lazy load can happen while a peer spins.
  * Thread-safe, idempotent. reason (terminated) says what failed. */
 enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,

@@ -58,11 +58,7 @@ static enum lamprey_status make_buffer(const struct lamprey_device *device,
             device->driver->MemHostAlloc(&host, BUFFER_BYTES,
                                          CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
             "cuMemHostAlloc");
-        if (!status) {
-            status = lamprey_driver_check(
-                device->driver->MemHostGetDevicePointer(&buffer->address, host, 0),
-                "cuMemHostGetDevicePointer");
-        }
+        buffer->address = (CUdeviceptr)host; /* one address space */
     }
     if (status) {
         free(buffer);
@@ -95,10 +91,14 @@ enum lamprey_status lamprey_exchange_open(struct lamprey_comm *comm,
 
 void lamprey_exchange_close(struct lamprey_exchange *exchange)
 {
+    /* After an abort or an error NCCL may still write to the buffer: then it is given up. */
+    bool idle_now = true;
     if (exchange->stream) {
-        exchange->comm->device->driver->StreamDestroy(exchange->stream);
+        const struct lamprey_driver *driver = exchange->comm->device->driver;
+        idle_now = driver->StreamQuery(exchange->stream) == CUDA_SUCCESS;
+        driver->StreamDestroy(exchange->stream);
     }
-    if (exchange->buffer) {
+    if (exchange->buffer && idle_now) {
         pthread_mutex_lock(&mutex);
         exchange->buffer->next = idle;
         idle = exchange->buffer;
@@ -209,6 +209,10 @@ static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
     exchange->nonblocking = true;
     for (int looks = 0;; looks++) {
         ncclResult_t state = ncclSuccess;
+        pause_between_looks(looks);
+        if (atomic_load(&comm->aborted)) {
+            return LAMPREY_ERROR_ABORTED;
+        }
         if (!comm->nccl->CommGetAsyncError ||
             comm->nccl->CommGetAsyncError(comm->handle, &state) != ncclSuccess) {
             return LAMPREY_ERROR_NCCL;
@@ -216,10 +220,6 @@ static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
         if (state != ncclInProgress) {
             return state == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_NCCL;
         }
-        if (atomic_load(&comm->aborted)) {
-            return LAMPREY_ERROR_ABORTED;
-        }
-        pause_between_looks(looks);
     }
 }
 

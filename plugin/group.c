@@ -70,9 +70,8 @@ bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *ca
     return true;
 }
 
-void lamprey_group_note(struct lamprey_comm *comm, CUstream stream)
+static void note(struct group *group, struct lamprey_comm *comm, CUstream stream)
 {
-    struct group *group = &groups[comm->nccl->index];
     for (size_t i = 0; i < group->noted_count; i++) {
         if (group->noted[i].comm == comm && group->noted[i].stream == stream) {
             return;
@@ -83,6 +82,11 @@ void lamprey_group_note(struct lamprey_comm *comm, CUstream stream)
         atomic_fetch_add(&comm->references, 1);
         group->noted[group->noted_count++] = (struct noted){.comm = comm, .stream = stream};
     }
+}
+
+void lamprey_group_note(struct lamprey_comm *comm, CUstream stream)
+{
+    note(&groups[comm->nccl->index], comm, stream);
 }
 
 static void free_group(struct group *group)
@@ -125,23 +129,36 @@ static void order_after(struct group *group)
     }
 }
 
-/* Communicators that meet their first all-reduce in this group. */
-static void set_up_new(struct group *group)
+/* Communicators that meet their first all-reduce in this group. False: no memory. */
+static bool set_up_new(struct group *group)
 {
     struct lamprey_comm **fresh = calloc(group->held_count, sizeof *fresh);
     size_t count = 0;
     for (size_t i = 0; fresh && i < group->held_count; i++) {
         struct lamprey_comm *comm = group->held[i].comm;
         bool known = atomic_load(&comm->state) != LAMPREY_COMM_NEW;
-        for (size_t j = 0; j < count; j++) {
-            known = known || fresh[j] == comm;
+        for (size_t j = 0; j < count && !known; j++) {
+            known = fresh[j] == comm;
         }
         if (!known) {
             fresh[count++] = comm;
         }
     }
-    lamprey_setup_all(fresh, count);
+    if (fresh && count > 0) {
+        lamprey_setup_all(fresh, count);
+    }
     free(fresh);
+    return fresh != NULL;
+}
+
+static bool any_broken(const struct group *group)
+{
+    for (size_t i = 0; i < group->held_count; i++) {
+        if (atomic_load(&group->held[i].comm->state) == LAMPREY_COMM_BROKEN) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static bool is_ours(const struct held *held)
@@ -151,14 +168,26 @@ static bool is_ours(const struct held *held)
                LAMPREY_SERVE;
 }
 
-/* Held calls that turn out to be NCCL's, as one group of NCCL's. */
+/* Non-blocking communicators enqueue in the background; no call may follow before that is done. */
+static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct held *held, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct lamprey_comm *comm = held[i].comm;
+        ncclResult_t state = ncclInProgress;
+        while (!atomic_load(&comm->aborted) && nccl->CommGetAsyncError &&
+               nccl->CommGetAsyncError(comm->handle, &state) == ncclSuccess &&
+               state == ncclInProgress) {
+            sched_yield();
+        }
+    }
+}
+
+/* Held calls that turn out to be NCCL's, as one group of NCCL's, in order with ours. */
 static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, size_t count)
 {
-    if (count == 0) {
-        return ncclSuccess;
-    }
-    ncclResult_t result = nccl->GroupStart();
-    if (result != ncclSuccess) {
+    struct group others = {0};
+    ncclResult_t result = count > 0 ? nccl->GroupStart() : ncclSuccess;
+    if (count == 0 || result != ncclSuccess) {
         return result;
     }
     for (size_t i = 0; i < count; i++) {
@@ -167,11 +196,19 @@ static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, 
                       atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
                           ? LAMPREY_COUNT_fallback_size
                           : LAMPREY_COUNT_fallback_communicator);
-        nccl->AllReduce(
-            call->send, call->recv, call->count, call->type, call->op, held[i].comm->handle,
-            (cudaStream_t)call->stream); /* NCCL remembers an error and End returns it */
+        note(&others, held[i].comm, call->stream);
+        nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op,
+                        held[i].comm->handle,
+                        (cudaStream_t)call->stream); /* NCCL remembers an error; End returns it */
     }
-    return nccl->GroupEnd();
+    order_before(&others);
+    result = nccl->GroupEnd();
+    if (result == ncclInProgress) {
+        wait_while_in_progress(nccl, held, count);
+    }
+    order_after(&others);
+    free_group(&others);
+    return result;
 }
 
 /* Turn by turn over the communicators, in the order of their agreed ids: never in call order, which
@@ -219,16 +256,25 @@ static size_t partition(struct held *held, size_t count, struct held *scratch)
     return ours;
 }
 
-/* Non-blocking communicators enqueue in the background; no call may follow before that is done. */
-static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct group *group)
+/* A group over several streams of one communicator joins them, as NCCL's does: every stream's
+ * earlier work comes before the group's, and every stream waits for all of it. */
+static void join_streams(const struct group *group)
 {
-    for (size_t i = 0; i < group->held_count; i++) {
-        struct lamprey_comm *comm = group->held[i].comm;
-        ncclResult_t state = ncclInProgress;
-        while (!atomic_load(&comm->aborted) && nccl->CommGetAsyncError &&
-               nccl->CommGetAsyncError(comm->handle, &state) == ncclSuccess &&
-               state == ncclInProgress) {
-            sched_yield();
+    for (size_t i = 0; i < group->noted_count; i++) {
+        const struct noted *from = &group->noted[i];
+        struct lamprey_workspace *workspace = atomic_load(&from->comm->workspace);
+        for (size_t j = 0; workspace && j < group->noted_count; j++) {
+            const struct noted *to = &group->noted[j];
+            bool pushed = false;
+            if (i == j || to->comm != from->comm ||
+                lamprey_device_enter(from->comm->device, &pushed) != LAMPREY_OK) {
+                continue;
+            }
+            const struct lamprey_driver *driver = workspace->device->driver;
+            if (driver->EventRecord(workspace->join, from->stream) == CUDA_SUCCESS) {
+                driver->StreamWaitEvent(to->stream, workspace->join, CU_EVENT_WAIT_DEFAULT);
+            }
+            lamprey_device_leave(from->comm->device, pushed);
         }
     }
 }
@@ -236,21 +282,31 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct group
 static ncclResult_t release_held(struct lamprey_nccl *nccl, struct group *group)
 {
     struct held *scratch = malloc(group->held_count * sizeof *scratch);
-    if (!scratch) {
+    if (!scratch || !set_up_new(group)) {
+        free(scratch);
         return ncclSystemError;
     }
-    set_up_new(group);
+    if (any_broken(group)) {
+        free(scratch);
+        return ncclUnhandledCudaError;
+    }
     size_t ours = partition(group->held, group->held_count, scratch);
     free(scratch);
-    ncclResult_t result = pass_on(nccl, group->held + ours, group->held_count - ours);
-    if (result != ncclSuccess) {
-        return result;
+    ncclResult_t passed = pass_on(nccl, group->held + ours, group->held_count - ours);
+    if (passed != ncclSuccess && passed != ncclInProgress) {
+        return passed;
+    }
+    for (size_t i = 0; i < ours; i++) {
+        note(group, group->held[i].comm, group->held[i].call.stream);
     }
     take_turns(group->held, ours);
+    join_streams(group);
+    ncclResult_t result = ncclSuccess;
     for (size_t i = 0; i < ours && result == ncclSuccess; i++) {
         result = lamprey_launch(group->held[i].comm, &group->held[i].call, true);
     }
-    return result;
+    join_streams(group);
+    return result == ncclSuccess ? passed : result;
 }
 
 ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
@@ -267,7 +323,7 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
     order_before(&group);
     ncclResult_t result = nccl->GroupEnd();
     if (result == ncclInProgress && group.held_count > 0) {
-        wait_while_in_progress(nccl, &group);
+        wait_while_in_progress(nccl, group.held, group.held_count);
         result = ncclSuccess;
     }
     if (result == ncclSuccess || result == ncclInProgress) {
@@ -278,6 +334,16 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
     }
     free_group(&group);
     return result;
+}
+
+void lamprey_group_surrender(struct lamprey_nccl *nccl)
+{
+    struct group *group = &groups[nccl->index];
+    for (size_t i = 0; group->depth == 1 && i < group->held_count; i++) {
+        const struct lamprey_call *call = &group->held[i].call;
+        nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op,
+                        group->held[i].comm->handle, (cudaStream_t)call->stream);
+    }
 }
 
 void lamprey_group_drop(const struct lamprey_nccl *nccl)

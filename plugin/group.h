@@ -22,6 +22,10 @@ void lamprey_group_note(struct lamprey_comm *comm, CUstream stream);
 /* ncclGroupEnd. */
 ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl);
 
+/* Gives the held calls of an outermost group to NCCL after all, so that its simulation sees them.
+ */
+void lamprey_group_surrender(struct lamprey_nccl *nccl);
+
 /* One End less without launching anything (ncclGroupSimulateEnd). */
 void lamprey_group_drop(const struct lamprey_nccl *nccl);
 

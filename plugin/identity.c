@@ -127,12 +127,19 @@ static bool switched_on(const char *name)
     return value && *value && strcmp(value, "0") != 0;
 }
 
+bool lamprey_identity_serialised(const struct lamprey_nccl *nccl)
+{
+    return atomic_load(&nccl->shares_resources) || switched_on("NCCL_LAUNCH_ORDER_IMPLICIT") ||
+           switched_on("NCCL_COMM_SPLIT_SHARE_RESOURCES");
+}
+
 void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, size_t reason_size)
 {
     static const char *const variables[] = {"NCCL_P2P_DISABLE", "NCCL_CHECK_POINTERS",
-                                            "NCCL_CHECK_MODE", "NCCL_LAUNCH_ORDER_IMPLICIT"};
+                                            "NCCL_LAUNCH_ORDER_IMPLICIT"};
     const char *level = getenv("NCCL_P2P_LEVEL");
     const char *mode = getenv("NCCL_CHECK_MODE");
+    const char *blocking = getenv("NCCL_COMM_BLOCKING");
     if (lamprey_config_get()->disable) {
         snprintf(reason, reason_size, "LAMPREY_DISABLE is set");
         return;
@@ -147,6 +154,8 @@ void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, 
         snprintf(reason, reason_size, "NCCL_CHECK_MODE=%.40s", mode);
     } else if (level && (strcasecmp(level, "LOC") == 0 || strcmp(level, "0") == 0)) {
         snprintf(reason, reason_size, "NCCL_P2P_LEVEL=%s", level);
+    } else if (atomic_load(&nccl->nonblocking) || (blocking && strcmp(blocking, "0") == 0)) {
+        snprintf(reason, reason_size, "this process makes non-blocking communicators");
     } else if (nccl->over_got) {
         snprintf(reason, reason_size,
                  "NCCL's code can't be redirected, and callers' slots miss some calls");

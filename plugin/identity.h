@@ -19,4 +19,7 @@ void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_do
  * is none. */
 void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, size_t reason_size);
 
+/* Does NCCL run the kernels of several communicators of a GPU in launch order here? */
+bool lamprey_identity_serialised(const struct lamprey_nccl *nccl);
+
 #endif

@@ -68,15 +68,14 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         if (lamprey_group_open(nccl)) {
             return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
         }
-        enum lamprey_status status = lamprey_setup(comm);
-        if (status && status != LAMPREY_ERROR_NCCL && status != LAMPREY_ERROR_ABORTED) {
-            return ncclUnhandledCudaError; /* peers wait in the exchange: an all-reduce now would
-                                              corrupt it */
-        }
+        lamprey_setup(comm);
     }
     switch (atomic_load(&comm->state)) {
     case LAMPREY_COMM_SERVED:
         break;
+    case LAMPREY_COMM_BROKEN:
+        lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
+        return ncclUnhandledCudaError;
     case LAMPREY_COMM_CLOSED:
         lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_closed);
         return pass_on(nccl, comm, call);
@@ -129,6 +128,7 @@ static ncclResult_t on_GroupEnd(struct lamprey_nccl *nccl)
 
 static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 {
+    lamprey_group_surrender(nccl);
     ncclResult_t result = nccl->GroupSimulateEnd(info);
     lamprey_group_drop(nccl);
     return result;
@@ -136,18 +136,46 @@ static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 
 /* ---- life-cycle ---- */
 
+/* Notes what a configuration says of the communicators of this process. */
+static void note_config(struct lamprey_nccl *nccl, const ncclConfig_t *config, bool split)
+{
+    if (config && config->blocking == 0) {
+        atomic_store(&nccl->nonblocking, true);
+    }
+    if (config && split && config->splitShare == 1) {
+        atomic_store(&nccl->shares_resources, true);
+    }
+}
+
+static void forget(ncclComm_t handle)
+{
+    struct lamprey_comm *comm = lamprey_comm_find(handle);
+    if (comm) {
+        lamprey_comm_remove(comm);
+        lamprey_comm_release(comm);
+    }
+}
+
 /* A fresh communicator may have the address of one that went away unseen. Inside a group the handle
- * isn't written yet: what stands there may be a living communicator's. */
+ * may not be written yet: what stands there may be a living communicator's. */
 static ncclResult_t made(struct lamprey_nccl *nccl, ncclResult_t result, const ncclComm_t *comm)
 {
     if (passive()) {
         return result;
     }
     lamprey_hooks_refresh(nccl->hooks);
-    if (result == ncclSuccess && comm && *comm && !lamprey_group_open(nccl)) {
-        lamprey_comm_retire(lamprey_comm_take(*comm));
+    if ((result == ncclSuccess || result == ncclInProgress) && comm && *comm &&
+        !lamprey_group_open(nccl)) {
+        forget(*comm);
     }
     return result;
+}
+
+static void close_comm(ncclComm_t handle, bool abort)
+{
+    if (!passive()) {
+        lamprey_comm_close(handle, abort);
+    }
 }
 
 static ncclResult_t on_CommInitRank(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
@@ -169,6 +197,7 @@ static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms,
 static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
                                           ncclUniqueId id, int rank, ncclConfig_t *config)
 {
+    note_config(nccl, config, false);
     return made(nccl, nccl->CommInitRankConfig(comm, nranks, id, rank, config), comm);
 }
 
@@ -176,12 +205,14 @@ static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_
                                             int rank, int nids, ncclUniqueId *ids,
                                             ncclConfig_t *config)
 {
+    note_config(nccl, config, false);
     return made(nccl, nccl->CommInitRankScalable(comm, nranks, rank, nids, ids, config), comm);
 }
 
 static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key,
                                  ncclComm_t *child, ncclConfig_t *config)
 {
+    note_config(nccl, config, true);
     return made(nccl, nccl->CommSplit(comm, color, key, child, config), child);
 }
 
@@ -191,8 +222,9 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
 {
     const int shrink_abort = 1; /* NCCL_SHRINK_ABORT: what is in flight on the parent must leave */
     if (flags & shrink_abort) {
-        lamprey_comm_close(comm, true);
+        close_comm(comm, true);
     }
+    note_config(nccl, config, true);
     return made(nccl, nccl->CommShrink(comm, exclude, exclude_count, child, config, flags), child);
 }
 
@@ -200,41 +232,54 @@ static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int 
                                 const ncclUniqueId *id, int rank, ncclComm_t *child,
                                 ncclConfig_t *config)
 {
+    note_config(nccl, config, false);
     return made(nccl, nccl->CommGrow(comm, nranks, id, rank, child, config), child);
 }
 
 static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t comm)
 {
-    lamprey_comm_close(comm, false);
+    close_comm(comm, false);
     return nccl->CommFinalize(comm);
 }
 
+/* The entry stays in the table until NCCL has let the communicator go, so that an abort finds it
+ * and no call takes the dying handle for a new one. */
 static ncclResult_t on_CommDestroy(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
-    if (comm) { /* stays in the table while we wait, so that an abort finds it */
+    if (comm) {
         lamprey_comm_close(handle, false);
-        lamprey_comm_drain(comm);
-        lamprey_comm_release(comm);
-        comm = lamprey_comm_take(handle);
+        lamprey_comm_drain(comm, -1);
     }
     ncclResult_t result = nccl->CommDestroy(handle);
-    lamprey_comm_retire(comm);
+    if (comm) {
+        lamprey_comm_remove(comm);
+        lamprey_comm_release(comm);
+        lamprey_workspace_reap();
+    }
     return result;
 }
 
 static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
-    lamprey_comm_close(handle, true);
-    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_take(handle);
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    if (comm) {
+        lamprey_comm_close(handle, true);
+        lamprey_comm_await_setup(comm);
+    }
     ncclResult_t result = nccl->CommAbort(handle);
-    lamprey_comm_retire(comm);
+    if (comm) {
+        lamprey_comm_drain(comm, 50);
+        lamprey_comm_remove(comm);
+        lamprey_comm_release(comm);
+        lamprey_workspace_reap();
+    }
     return result;
 }
 
 static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
 {
-    lamprey_comm_close(comm, true);
+    close_comm(comm, true);
     return nccl->CommRevoke(comm, flags);
 }
 

@@ -200,6 +200,10 @@ enum lamprey_status lamprey_mailbox_receive(const struct lamprey_mailbox *mailbo
             return status;
         }
         int channel = accept4(mailbox->listener, NULL, NULL, SOCK_CLOEXEC);
+        if (channel < 0 && errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) {
+            lamprey_warn("accept failed: %s", strerror(errno));
+            return LAMPREY_ERROR_SYSTEM;
+        }
         if (channel < 0) {
             continue; /* the sender is gone again */
         }

@@ -15,8 +15,10 @@
 
 struct lamprey_nccl {
     int index;
-    int version;   /* ncclGetVersion */
-    bool over_got; /* redirected over GOT slots without being asked to: serves nothing */
+    int version;             /* ncclGetVersion */
+    bool over_got;           /* redirected over GOT slots without being asked to: serves nothing */
+    atomic_bool nonblocking; /* a communicator was made with blocking = 0 */
+    atomic_bool shares_resources; /* one was split with splitShare = 1 */
     struct lamprey_image image;
     struct lamprey_hooks *hooks;
 #define LAMPREY_MEMBER(name, parameters, arguments) ncclResult_t(*name) parameters;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plugin/log.h"
+
 #define PER_THREAD_STREAM ((CUstream)0x2)
 
 static bool mixing_off;
@@ -48,26 +50,80 @@ static struct lamprey_capture *capture_of(struct lamprey_order *order, cuuint64_
     return found;
 }
 
+static bool contains(const CUgraphNode *nodes, size_t count, CUgraphNode node)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (nodes[i] == node) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What the stream's next node will depend on. */
+static enum lamprey_status stream_tips(const struct lamprey_driver *driver, CUstream stream,
+                                       CUgraphNode tips[LAMPREY_TIPS], size_t *count)
+{
+    CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
+    const CUgraphNode *nodes = NULL;
+    const CUgraphEdgeData *edges = NULL;
+    size_t found = 0;
+    *count = 0;
+    enum lamprey_status status = lamprey_driver_check(
+        driver->StreamGetCaptureInfo(stream, &capturing, NULL, NULL, &nodes, &edges, &found),
+        "cuStreamGetCaptureInfo");
+    if (status || capturing != CU_STREAM_CAPTURE_STATUS_ACTIVE) {
+        return status;
+    }
+    if (found > LAMPREY_TIPS) {
+        lamprey_warn("a captured call ends in %zu graph nodes, more than the %d expected", found,
+                     LAMPREY_TIPS);
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    memcpy(tips, nodes, found * sizeof *nodes);
+    *count = found;
+    return LAMPREY_OK;
+}
+
+/* A capture over several streams: this piece comes after the latest one on another stream. */
+static enum lamprey_status chain(const struct lamprey_driver *driver, CUstream stream,
+                                 const struct lamprey_capture *capture)
+{
+    CUgraphNode present[LAMPREY_TIPS];
+    CUgraphNode added[LAMPREY_TIPS];
+    size_t present_count = 0;
+    size_t added_count = 0;
+    enum lamprey_status status = stream_tips(driver, stream, present, &present_count);
+    for (size_t i = 0; i < capture->tip_count; i++) {
+        if (!contains(present, present_count, capture->tips[i])) {
+            added[added_count++] = capture->tips[i];
+        }
+    }
+    if (status || added_count == 0) {
+        return status;
+    }
+    return lamprey_driver_check(
+        driver->StreamUpdateCaptureDependencies(stream, added, NULL, added_count,
+                                                CU_STREAM_ADD_CAPTURE_DEPENDENCIES),
+        "cuStreamUpdateCaptureDependencies");
+}
+
 static enum lamprey_status before_captured(struct lamprey_order *order,
                                            struct lamprey_workspace *workspace, CUstream stream,
                                            cuuint64_t id, struct lamprey_order_step *step)
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     step->capture = capture_of(order, id);
-    enum lamprey_status status = LAMPREY_OK;
-    if (!step->capture->last) {
-        status = lamprey_workspace_retain_by_graph(workspace, step->graph);
-        if (!status && !step->skip) {
-            order->captured = true;
-            status = lamprey_driver_check(
-                driver->StreamWaitEvent(stream, workspace->serial, CU_EVENT_WAIT_EXTERNAL),
-                "cuStreamWaitEvent");
-        }
-    } else if (step->capture->stream != step->stream) {
+    if (step->capture->tip_count > 0) {
+        return step->capture->stream == step->stream ? LAMPREY_OK
+                                                     : chain(driver, stream, step->capture);
+    }
+    enum lamprey_status status = lamprey_workspace_retain_by_graph(workspace, step->graph);
+    if (!status && !step->skip) {
+        order->captured = true;
         status = lamprey_driver_check(
-            driver->StreamUpdateCaptureDependencies(stream, &step->capture->last, NULL, 1,
-                                                    CU_STREAM_ADD_CAPTURE_DEPENDENCIES),
-            "cuStreamUpdateCaptureDependencies");
+            driver->StreamWaitEvent(stream, workspace->serial, CU_EVENT_WAIT_EXTERNAL),
+            "cuStreamWaitEvent");
     }
     return status;
 }
@@ -106,32 +162,31 @@ static enum lamprey_status after_captured(struct lamprey_workspace *workspace, C
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     struct lamprey_capture *capture = step->capture;
-    CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
-    const CUgraphNode *nodes = NULL;
+    CUgraphNode tips[LAMPREY_TIPS];
     size_t count = 0;
-    const CUgraphEdgeData *edges = NULL;
-    enum lamprey_status status = lamprey_driver_check(
-        driver->StreamGetCaptureInfo(stream, &capturing, NULL, NULL, &nodes, &edges, &count),
-        "cuStreamGetCaptureInfo");
-    if (status || capturing != CU_STREAM_CAPTURE_STATUS_ACTIVE || count == 0) {
+    enum lamprey_status status = stream_tips(driver, stream, tips, &count);
+    if (status || count == 0) {
         return status;
     }
+    if (!step->skip && !capture->record) {
+        status =
+            lamprey_driver_check(driver->GraphAddEventRecordNode(&capture->record, step->graph,
+                                                                 tips, count, workspace->serial),
+                                 "cuGraphAddEventRecordNode");
+    } else if (!step->skip) {
+        for (size_t i = 0; i < count && !status; i++) {
+            /* A call that added nothing ends where the one before did, and an edge can't be added
+             * twice. */
+            if (!contains(capture->tips, capture->tip_count, tips[i])) {
+                status = lamprey_driver_check(
+                    driver->GraphAddDependencies(step->graph, &tips[i], &capture->record, NULL, 1),
+                    "cuGraphAddDependencies");
+            }
+        }
+    }
     capture->stream = step->stream;
-    capture->last = nodes[count - 1];
-    if (step->skip) {
-        return LAMPREY_OK;
-    }
-    if (!capture->record) {
-        return lamprey_driver_check(driver->GraphAddEventRecordNode(&capture->record, step->graph,
-                                                                    nodes, count,
-                                                                    workspace->serial),
-                                    "cuGraphAddEventRecordNode");
-    }
-    for (size_t i = 0; i < count && !status; i++) {
-        status = lamprey_driver_check(
-            driver->GraphAddDependencies(step->graph, &nodes[i], &capture->record, NULL, 1),
-            "cuGraphAddDependencies");
-    }
+    capture->tip_count = count;
+    memcpy(capture->tips, tips, count * sizeof *tips);
     return status;
 }
 

@@ -12,14 +12,16 @@
 #include "plugin/driver.h"
 #include "plugin/workspace.h"
 
-#define LAMPREY_CAPTURES 8 /* captures of one communicator that may be under way together */
+#define LAMPREY_CAPTURES 32 /* captures of one communicator that may be under way together */
+#define LAMPREY_TIPS 8      /* graph nodes in which one piece of work may end */
 
 struct lamprey_capture {
     cuuint64_t id; /* 0: free */
     uint64_t last_use;
-    CUgraphNode record; /* the record node; NULL until the first piece is in */
-    CUgraphNode last;   /* the latest piece, for pieces on other streams of the same capture */
-    uint64_t stream;    /* where that was */
+    uint64_t stream;                /* identity of the stream of the latest piece */
+    CUgraphNode record;             /* the record node; NULL until the first piece is in */
+    size_t tip_count;               /* 0 until the first piece is in */
+    CUgraphNode tips[LAMPREY_TIPS]; /* where the latest piece ends */
 };
 
 struct lamprey_order {

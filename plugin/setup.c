@@ -251,12 +251,20 @@ static void report(const struct lamprey_comm *comm, enum lamprey_status status, 
     }
 }
 
+static void conclude(struct lamprey_comm *comm, enum lamprey_comm_state outcome)
+{
+    enum lamprey_comm_state fresh = LAMPREY_COMM_NEW; /* unless closed meanwhile */
+    atomic_compare_exchange_strong(&comm->state, &fresh, outcome);
+    lamprey_count(&comm->counters, outcome == LAMPREY_COMM_SERVED
+                                       ? LAMPREY_COUNT_communicators_served
+                                       : LAMPREY_COUNT_communicators_refused);
+}
+
 static enum lamprey_status run(struct setup *setup)
 {
     struct lamprey_comm *comm = setup->comm;
     struct lamprey_agreed agreed = {0};
     setup->mailbox.listener = -1;
-    lamprey_workspace_reap();
     setup->records = calloc((size_t)comm->nranks, sizeof *setup->records);
     enum lamprey_status status =
         setup->records ? lamprey_exchange_open(comm, &setup->exchange) : LAMPREY_ERROR_MEMORY;
@@ -278,55 +286,91 @@ static enum lamprey_status run(struct setup *setup)
     } else {
         lamprey_workspace_release(setup->workspace);
     }
-    enum lamprey_comm_state fresh = LAMPREY_COMM_NEW; /* unless closed meanwhile */
-    atomic_compare_exchange_strong(&comm->state, &fresh,
-                                   agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED);
-    lamprey_count(&comm->counters, agreed.served ? LAMPREY_COUNT_communicators_served
-                                                 : LAMPREY_COUNT_communicators_refused);
+    enum lamprey_comm_state outcome = agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED;
+    if (status && status != LAMPREY_ERROR_NCCL && status != LAMPREY_ERROR_ABORTED) {
+        outcome = LAMPREY_COMM_BROKEN;
+    }
+    conclude(comm, outcome);
     report(comm, status, setup->reason);
     return status;
 }
 
-enum lamprey_status lamprey_setup(struct lamprey_comm *comm)
+void lamprey_setup(struct lamprey_comm *comm)
 {
     struct setup setup = {.comm = comm};
     bool pushed = false;
-    enum lamprey_status status = lamprey_device_enter(comm->device, &pushed);
-    if (status) {
-        return status;
+    if (lamprey_device_enter(comm->device, &pushed) != LAMPREY_OK) {
+        conclude(comm, LAMPREY_COMM_BROKEN);
+        return;
     }
     const struct lamprey_driver *driver = comm->device->driver;
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    atomic_fetch_add(&comm->setting_up, 1);
     driver->ThreadExchangeStreamCaptureMode(&mode);
-    status = run(&setup);
+    run(&setup);
     driver->ThreadExchangeStreamCaptureMode(&mode);
+    atomic_fetch_sub(&comm->setting_up, 1);
     lamprey_device_leave(comm->device, pushed);
-    return status;
 }
 
-static void *run_in_thread(void *context)
+/* Communicators that one thread sets up one after the other, in call order. */
+struct line {
+    pthread_t thread;
+    bool started;
+    struct lamprey_comm *const *comms;
+    size_t count;
+    size_t first; /* the line's communicators are those that share its first one's line */
+};
+
+/* Each communicator has a line of its own, so that none waits for another's peers; but where NCCL
+ * runs the kernels of several communicators of a GPU in the order of their launches, the user keeps
+ * that order and so do we. */
+static bool same_line(const struct lamprey_comm *a, const struct lamprey_comm *b)
 {
-    lamprey_setup(context);
+    return a == b || (a->device == b->device && lamprey_identity_serialised(a->nccl));
+}
+
+static void *run_line(void *context)
+{
+    const struct line *line = context;
+    for (size_t i = line->first; i < line->count; i++) {
+        if (same_line(line->comms[i], line->comms[line->first])) {
+            lamprey_setup(line->comms[i]);
+        }
+    }
     return NULL;
+}
+
+static bool begins_line(struct lamprey_comm *const *comms, size_t index)
+{
+    for (size_t i = 0; i < index; i++) {
+        if (same_line(comms[i], comms[index])) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void lamprey_setup_all(struct lamprey_comm *const *comms, size_t count)
 {
-    pthread_t *threads = calloc(count, sizeof *threads);
-    bool *started = calloc(count, sizeof *started);
-    for (size_t i = 1; threads && started && i < count; i++) {
-        started[i] = pthread_create(&threads[i], NULL, run_in_thread, comms[i]) == 0;
-    }
-    for (size_t i = 0; i < count; i++) {
-        if (!started || !started[i]) {
-            lamprey_setup(comms[i]);
+    struct line *lines = calloc(count, sizeof *lines);
+    for (size_t i = 0; lines && i < count; i++) {
+        lines[i] = (struct line){.comms = comms, .count = count, .first = i};
+        if (i > 0 && begins_line(comms, i)) {
+            lines[i].started = pthread_create(&lines[i].thread, NULL, run_line, &lines[i]) == 0;
         }
     }
-    for (size_t i = 1; threads && started && i < count; i++) {
-        if (started[i]) {
-            pthread_join(threads[i], NULL);
+    if (lines && count > 0) {
+        run_line(&lines[0]);
+    }
+    for (size_t i = 1; lines && i < count; i++) {
+        if (lines[i].started) {
+            pthread_join(lines[i].thread, NULL);
         }
     }
-    free(threads);
-    free(started);
+    free(lines);
+    for (size_t i = 0; i < count; i++) { /* without a thread its turn never came */
+        enum lamprey_comm_state fresh = LAMPREY_COMM_NEW;
+        atomic_compare_exchange_strong(&comms[i]->state, &fresh, LAMPREY_COMM_BROKEN);
+    }
 }

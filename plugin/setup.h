@@ -6,14 +6,13 @@
 
 #include "plugin/comm.h"
 
-/* Blocks until every rank of the communicator is here, then leaves it SERVED or REFUSED (logged
- * once, with the reason); LAMPREY_OK in both cases. Any other status: the exchange itself broke
- * (NCCL error, abort); the communicator is REFUSED then, and its NCCL is broken or aborted too.
- * Legal inside a stream capture. */
-enum lamprey_status lamprey_setup(struct lamprey_comm *comm);
+/* Blocks until every rank of the communicator is here, then leaves it SERVED or REFUSED, which is
+ * logged once with the reason. REFUSED too if NCCL fails or the communicator is aborted meanwhile:
+ * then NCCL's next call tells. BROKEN if the exchange can't go on for a local reason (no memory at
+ * all). Legal inside a stream capture. */
+void lamprey_setup(struct lamprey_comm *comm);
 
-/* The same for several communicators at once, each in a thread of its own, so that none waits for
- * another's peers. */
+/* The same for several communicators at once, so that none waits for another's peers. */
 void lamprey_setup_all(struct lamprey_comm *const *comms, size_t count);
 
 #endif

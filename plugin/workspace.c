@@ -5,51 +5,68 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ABORT_WORDS 64 /* words a page holds, a cache line apart */
-#define WORD_STRIDE 16 /* in words */
+#define ABORT_WORDS 1024 /* a cache line apart; more than programs have communicators */
+#define WORD_STRIDE 16   /* in words */
 
 /* Pages of abort words, never freed: freeing pinned memory waits for the whole GPU. */
 struct abort_page {
     struct abort_page *next;
     uint32_t *words;
-    uint64_t used; /* bit per word */
+    bool used[ABORT_WORDS];
 };
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* of the pages */
 static struct abort_page *pages;
-static struct lamprey_workspace *dead;
+
+/* Released, but perhaps not idle. A stack without a lock, since graphs' destructors push to it from
+ * a thread of the driver's. */
+static _Atomic(struct lamprey_workspace *) dead;
+
+static enum lamprey_status add_page(const struct lamprey_driver *driver)
+{
+    struct abort_page *page = calloc(1, sizeof *page);
+    if (!page) {
+        return LAMPREY_ERROR_MEMORY;
+    }
+    enum lamprey_status status = lamprey_driver_check(
+        driver->MemHostAlloc((void **)&page->words, ABORT_WORDS * WORD_STRIDE * sizeof(uint32_t),
+                             CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+        "cuMemHostAlloc");
+    if (status) {
+        free(page);
+        return status;
+    }
+    page->next = pages;
+    pages = page;
+    return LAMPREY_OK;
+}
+
+static atomic_uint *find_free_word(void)
+{
+    for (struct abort_page *page = pages; page; page = page->next) {
+        for (int i = 0; i < ABORT_WORDS; i++) {
+            if (!page->used[i]) {
+                page->used[i] = true;
+                return (atomic_uint *)(page->words + i * WORD_STRIDE);
+            }
+        }
+    }
+    return NULL;
+}
 
 static enum lamprey_status take_abort_word(const struct lamprey_driver *driver, atomic_uint **word)
 {
     enum lamprey_status status = LAMPREY_OK;
     pthread_mutex_lock(&mutex);
-    struct abort_page *page = pages;
-    while (page && page->used == UINT64_MAX) {
-        page = page->next;
-    }
-    if (!page) {
-        page = calloc(1, sizeof *page);
-        status = page ? lamprey_driver_check(
-                            driver->MemHostAlloc(
-                                (void **)&page->words, ABORT_WORDS * WORD_STRIDE * sizeof(uint32_t),
-                                CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
-                            "cuMemHostAlloc")
-                      : LAMPREY_ERROR_MEMORY;
-        if (status) {
-            free(page);
-            page = NULL;
-        } else {
-            page->next = pages;
-            pages = page;
-        }
-    }
-    if (page) {
-        int index = __builtin_ctzll(~page->used);
-        page->used |= 1ull << index;
-        *word = (atomic_uint *)(page->words + index * WORD_STRIDE);
-        atomic_store(*word, 0);
+    *word = find_free_word();
+    if (!*word) {
+        status = add_page(driver);
+        *word = find_free_word();
     }
     pthread_mutex_unlock(&mutex);
+    if (*word) {
+        atomic_store(*word, 0);
+    }
     return status;
 }
 
@@ -59,7 +76,7 @@ static void return_abort_word(atomic_uint *word)
     for (struct abort_page *page = pages; page; page = page->next) {
         ptrdiff_t offset = (uint32_t *)word - page->words;
         if (offset >= 0 && offset < ABORT_WORDS * WORD_STRIDE) {
-            page->used &= ~(1ull << (offset / WORD_STRIDE));
+            page->used[offset / WORD_STRIDE] = false;
         }
     }
     pthread_mutex_unlock(&mutex);
@@ -74,6 +91,9 @@ static void destroy(struct lamprey_workspace *workspace)
     lamprey_memory_destroy(device, &workspace->own);
     if (workspace->serial) {
         device->driver->EventDestroy(workspace->serial);
+    }
+    if (workspace->join) {
+        device->driver->EventDestroy(workspace->join);
     }
     if (workspace->abort) {
         return_abort_word(workspace->abort);
@@ -103,6 +123,10 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
     if (!status) {
         status = lamprey_driver_check(
             driver->EventCreate(&workspace->serial, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+    }
+    if (!status) {
+        status = lamprey_driver_check(
+            driver->EventCreate(&workspace->join, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
     }
     if (!status) {
         status = lamprey_memory_create(workspace->device, bytes, true, &workspace->own);
@@ -145,22 +169,23 @@ enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device
     return LAMPREY_OK;
 }
 
+static void bury(struct lamprey_workspace *workspace)
+{
+    workspace->next_dead = atomic_load(&dead);
+    while (!atomic_compare_exchange_weak(&dead, &workspace->next_dead, workspace)) {
+    }
+}
+
 void lamprey_workspace_release(struct lamprey_workspace *workspace)
 {
     if (workspace && atomic_fetch_sub(&workspace->references, 1) == 1) {
-        destroy(workspace);
+        bury(workspace);
     }
 }
 
 static void CUDA_CB release_from_graph(void *context)
 {
-    struct lamprey_workspace *workspace = context;
-    if (atomic_fetch_sub(&workspace->references, 1) == 1) {
-        pthread_mutex_lock(&mutex);
-        workspace->next_dead = dead;
-        dead = workspace;
-        pthread_mutex_unlock(&mutex);
-    }
+    lamprey_workspace_release(context);
 }
 
 enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *workspace,
@@ -186,16 +211,33 @@ enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *
     return status;
 }
 
+/* A dead context counts as idle: nothing runs there any more. */
+bool lamprey_workspace_idle(const struct lamprey_workspace *workspace)
+{
+    return workspace->device->driver->EventQuery(workspace->serial) != CUDA_ERROR_NOT_READY;
+}
+
 void lamprey_workspace_reap(void)
 {
-    pthread_mutex_lock(&mutex);
-    struct lamprey_workspace *list = dead;
-    dead = NULL;
-    pthread_mutex_unlock(&mutex);
+    struct lamprey_workspace *list = atomic_exchange(&dead, NULL);
     while (list) {
-        struct lamprey_workspace *next = list->next_dead;
-        destroy(list);
-        list = next;
+        struct lamprey_workspace *workspace = list;
+        list = list->next_dead;
+        const struct lamprey_device *device = workspace->device;
+        CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+        bool pushed = false;
+        if (lamprey_device_enter(device, &pushed) != LAMPREY_OK) {
+            bury(workspace);
+            continue;
+        }
+        device->driver->ThreadExchangeStreamCaptureMode(&mode);
+        if (lamprey_workspace_idle(workspace)) {
+            destroy(workspace);
+        } else {
+            bury(workspace);
+        }
+        device->driver->ThreadExchangeStreamCaptureMode(&mode);
+        lamprey_device_leave(device, pushed);
     }
 }
 

@@ -23,6 +23,7 @@ struct lamprey_workspace {
     atomic_uint *abort;       /* host view */
     CUdeviceptr device_abort; /* the kernels' view */
     CUevent serial;           /* recorded after the communicator's latest work; order.h */
+    CUevent join;             /* joins the streams of a group; group.c */
 };
 
 /* Memory for this rank, its slots cleared by work on stream, which must be complete before any peer
@@ -36,15 +37,19 @@ enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device
  * granularity. */
 size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t lane_capacity);
 
-/* One reference less; at zero it is freed by this call or, from a graph's destructor (which may not
- * call the driver), by a later lamprey_workspace_reap. NULL is fine. */
+/* One reference less. At zero a later lamprey_workspace_reap frees it: this may be called from a
+ * graph's destructor, which may not call the driver. NULL is fine. */
 void lamprey_workspace_release(struct lamprey_workspace *workspace);
+
+/* Has the communicator's latest work ended? The device's context must be current. */
+bool lamprey_workspace_idle(const struct lamprey_workspace *workspace);
 
 /* Makes graph hold a reference for as long as it or an executable made from it exists. */
 enum lamprey_status lamprey_workspace_retain_by_graph(struct lamprey_workspace *workspace,
                                                       CUgraph graph);
 
-/* Frees what graphs have left behind. */
+/* Frees what was released and is idle. May wait for the GPU, so not for use where peers wait for
+ * this rank. */
 void lamprey_workspace_reap(void);
 
 /* Makes kernels in flight leave. Async-signal-safe: one store. */

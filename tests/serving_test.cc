@@ -579,6 +579,18 @@ TEST_F(Serving, OrdersReplaysWithLiveCallsAndOtherReplays)
         REQUIRE(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
         self.fill(element_type::f32, 2048, 3);
         CUgraphExec a = capture(self, element_type::f32, 2048, 5);
+        { // NCCL's own calls in a capture; Bcast calls Broadcast, an empty one adds nothing
+            CUgraph graph = nullptr;
+            REQUIRE(cuStreamBeginCapture(self.stream, CU_STREAM_CAPTURE_MODE_RELAXED) ==
+                    CUDA_SUCCESS);
+            REQUIRE(ncclBcast((void *)(self.recv + (2 << 20)), 64, ncclFloat32, 0, self.comm,
+                              (cudaStream_t)self.stream) == ncclSuccess);
+            REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 0, ncclFloat32, ncclSum,
+                                  self.comm, (cudaStream_t)self.stream) == ncclSuccess);
+            REQUIRE(self.all_reduce(element_type::f32, 64) == ncclSuccess);
+            REQUIRE(cuStreamEndCapture(self.stream, &graph) == CUDA_SUCCESS);
+            REQUIRE(cuGraphDestroy(graph) == CUDA_SUCCESS);
+        }
         CUgraphExec b = capture(self, element_type::f32, 512, 3);
         for (int i = 0; i < 40; i++) { // nothing joins the two streams but the communicator
             REQUIRE(cuGraphLaunch(a, i % 2 ? self.stream : other) == CUDA_SUCCESS);
@@ -654,6 +666,142 @@ TEST_F(Serving, LeavesKernelsAndSetUpsOnAbort)
         if (rank == 1) {
             REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
         }
+    });
+}
+
+// NCCL documents a group over several streams as joining them: whoever waits for one stream sees
+// the whole group.
+TEST_F(Serving, JoinsTheStreamsOfAGroup)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(element_type::f32, 16, 1);
+        CUstream other = nullptr;
+        REQUIRE(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
+        for (uint64_t seed = 2; seed < 30; seed++) {
+            self.fill(element_type::f32, 4000, seed);
+            REQUIRE(ncclGroupStart() == ncclSuccess);
+            REQUIRE(ncclAllReduce((void *)self.send, (void *)(self.recv + (1 << 20)), 500,
+                                  ncclFloat32, ncclSum, self.comm,
+                                  (cudaStream_t)self.stream) == ncclSuccess);
+            REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4000, ncclFloat32, ncclSum,
+                                  self.comm, (cudaStream_t)other) == ncclSuccess);
+            REQUIRE(ncclGroupEnd() == ncclSuccess);
+            self.check(element_type::f32, 4000, seed, true); // waits for self.stream alone
+        }
+        REQUIRE(stats_of(self.comm).served == 57);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, LaunchesNothingInASimulation)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(element_type::f32, 64, 1);
+        self.fill(element_type::f32, 64, 2);
+        ncclSimInfo_t info = NCCL_SIM_INFO_INITIALIZER;
+        REQUIRE(ncclGroupStart() == ncclSuccess);
+        REQUIRE(self.all_reduce(element_type::f32, 64) == ncclSuccess);
+        REQUIRE(ncclGroupSimulateEnd(&info) == ncclSuccess);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        uint32_t untouched = 0;
+        REQUIRE(cuMemcpyDtoH(&untouched, self.recv, 4) == CUDA_SUCCESS);
+        REQUIRE(untouched == 0x5a5a5a5a);
+        self.round(element_type::f32, 64, 3);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, LeavesWorldsBeyondEightToNccl)
+{
+    processes(9, [](int rank) {
+        Rank self(rank, 9);
+        self.init();
+        self.round(element_type::f32, 100, 1, false);
+        REQUIRE(stats_of(self.comm).fallback_communicator == 1);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+// The process that makes the id forks its ranks afterwards: they are served like any.
+TEST_F(Serving, ServesRanksForkedAfterItWasLoaded)
+{
+    const std::string env = plugin_;
+    processes(1, [&](int) {
+        setenv("NCCL_ENV_PLUGIN", env.c_str(), 1);
+        REQUIRE(ncclGetUniqueId(&shared->id) == ncclSuccess);
+        shared->id_ready = 1;
+        pid_t children[2];
+        for (int rank = 0; rank < 2; rank++) {
+            children[rank] = fork();
+            if (children[rank] == 0) {
+                Rank self(rank, 2);
+                REQUIRE(ncclCommInitRank(&self.comm, 2, shared->id, rank) == ncclSuccess);
+                self.round(element_type::bf16, 1000, 1);
+                REQUIRE(stats_of(self.comm).served == 1);
+                REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+                _exit(0);
+            }
+        }
+        for (pid_t child : children) {
+            int status = -1;
+            REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+        }
+    });
+}
+
+// A rank that can't even enter the exchange must not run another collective into it.
+TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
+{
+    processes(2, [](int rank) {
+        if (rank == 1) {
+            setenv("LAMPREY_EMULATOR_FAIL", "cuMemCreate:1,cuMemHostAlloc:1", 1);
+        }
+        Rank self(rank, 2);
+        self.init();
+        if (rank == 1) {
+            REQUIRE(self.all_reduce(element_type::f32, 100) == ncclUnhandledCudaError);
+            REQUIRE(self.all_reduce(element_type::f32, 100) == ncclUnhandledCudaError);
+            REQUIRE(ncclGroupStart() == ncclSuccess);
+            REQUIRE(self.all_reduce(element_type::f32, 100) == ncclUnhandledCudaError);
+            ncclGroupEnd();
+            meet(2);
+        } else {
+            std::thread aborter([&] {
+                meet(2);
+                REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+            });
+            self.all_reduce(element_type::f32, 100);
+            aborter.join();
+        }
+        meet(2);
+        if (rank == 1) {
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        }
+    });
+}
+
+TEST_F(Serving, RefusesWhereCommunicatorsAreNonBlocking)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        ncclComm_t parent = self.comm;
+        ncclResult_t state = ncclCommSplit(parent, 0, rank, &self.comm, &config);
+        while (state == ncclInProgress) {
+            REQUIRE(ncclCommGetAsyncError(parent, &state) == ncclSuccess);
+        }
+        REQUIRE(state == ncclSuccess);
+        self.round(element_type::f32, 100, 1, false);
+        REQUIRE(stats_of(self.comm).served == 0);
+        REQUIRE(stats_of(self.comm).communicators_refused == 1);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+        REQUIRE(ncclCommDestroy(parent) == ncclSuccess);
     });
 }
 
