@@ -87,7 +87,7 @@ TEST(EmulatedDriver, HonoursTheVersionAskedFor)
         CUdriverProcAddressQueryResult status;
         CU_OK(cuGetProcAddress("cuStreamGetCaptureInfo", &newest, 13000, 0, &status));
         CU_OK(cuGetProcAddress("cuStreamGetCaptureInfo", &older, 11030, 0, &status));
-        EXPECT_EQ(reinterpret_cast<void *>(&cuStreamGetCaptureInfo), newest);
+        EXPECT_EQ(reinterpret_cast<void *>(&cuStreamGetCaptureInfo_v3), newest);
         EXPECT_NE(older, newest);
         EXPECT_EQ(CUDA_ERROR_NOT_FOUND, cuGetProcAddress("cuLaunchKernelEx", &older, 11000, 0, &status));
         EXPECT_EQ(CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT, status);
@@ -109,7 +109,7 @@ TEST(EmulatedDriver, AnOldDriverLacksNewFunctions)
         CU_OK(cuGetProcAddress("cuLaunchKernelEx", &function, 13000, 0, nullptr));
         void *info = nullptr;
         CU_OK(cuGetProcAddress("cuStreamGetCaptureInfo", &info, 13000, 0, nullptr));
-        EXPECT_NE(reinterpret_cast<void *>(&cuStreamGetCaptureInfo), info);
+        EXPECT_NE(reinterpret_cast<void *>(&cuStreamGetCaptureInfo_v3), info);
     }));
 }
 
@@ -348,7 +348,11 @@ TEST(EmulatedDriver, ADestroyedContextTakesItsStreamsAlong)
         CUcontext context = nullptr;
         CUcontext current = nullptr;
         CUstream stream = nullptr;
+#if CUDA_VERSION >= 13000
         CU_OK(cuCtxCreate(&context, nullptr, 0, 1));
+#else
+        CU_OK(cuCtxCreate(&context, 0, 1));
+#endif
         CU_OK(cuStreamCreate(&stream, 0));
         CU_OK(cuCtxDestroy(context));
         EXPECT_EQ(CUDA_ERROR_INVALID_HANDLE, cuStreamSynchronize(stream));

@@ -154,28 +154,28 @@ TEST(EmulatedGraph, NodesCanBeAddedToACaptureAndDependenciesSet)
         CUgraph graph = nullptr;
         const CUgraphNode *deps = nullptr;
         size_t count = 9;
-        CU_OK(cuStreamGetCaptureInfo(f.stream, &status, &id, &graph, &deps, nullptr, &count));
+        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr, &count));
         EXPECT_EQ(CU_STREAM_CAPTURE_STATUS_ACTIVE, status);
         EXPECT_NE(0u, id);
         EXPECT_EQ(0u, count);
         CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
-        CU_OK(cuStreamGetCaptureInfo(f.stream, &status, &id, &graph, &deps,
+        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps,
                                      nullptr, &count));
         ASSERT_EQ(1u, count);
         CUgraphNode first = deps[0];
         CUgraphNode record = nullptr;
         CU_OK(cuGraphAddEventRecordNode(&record, graph, &first, 1, f.event));
         CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
-        CU_OK(cuStreamGetCaptureInfo(f.stream, &status, &id, &graph, &deps, nullptr, &count));
+        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr, &count));
         CUgraphNode second = deps[0];
-        CU_OK(cuGraphAddDependencies(graph, &second, &record, nullptr, 1));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuGraphAddDependencies(graph, &record, &first, nullptr, 1));
-        CU_OK(cuGraphRemoveDependencies(graph, &first, &record, nullptr, 1));
+        CU_OK(cuGraphAddDependencies_v2(graph, &second, &record, nullptr, 1));
+        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuGraphAddDependencies_v2(graph, &record, &first, nullptr, 1));
+        CU_OK(cuGraphRemoveDependencies_v2(graph, &first, &record, nullptr, 1));
         EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
-                  cuGraphRemoveDependencies(graph, &first, &record, nullptr, 1));
-        CU_OK(cuStreamUpdateCaptureDependencies(f.stream, &record, nullptr, 1,
+                  cuGraphRemoveDependencies_v2(graph, &first, &record, nullptr, 1));
+        CU_OK(cuStreamUpdateCaptureDependencies_v2(f.stream, &record, nullptr, 1,
                                                 CU_STREAM_ADD_CAPTURE_DEPENDENCIES));
-        CU_OK(cuStreamGetCaptureInfo(f.stream, &status, &id, &graph, &deps, nullptr, &count));
+        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr, &count));
         EXPECT_EQ(2u, count);
         CU_OK(cuGraphGetNodes(graph, nullptr, &count));
         EXPECT_EQ(3u, count);
@@ -205,7 +205,7 @@ TEST(EmulatedGraph, UserObjectsLiveAsLongAsAnyGraphNeedsThem)
         CUgraph graph = nullptr;
         CUgraph clone = nullptr;
         CUgraphExec exec = nullptr;
-        CU_OK(cuStreamGetCaptureInfo(f.stream, &status, nullptr, &graph, nullptr, nullptr, nullptr));
+        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, nullptr, &graph, nullptr, nullptr, nullptr));
         CU_OK(cuGraphRetainUserObject(graph, object, 1, 0));
         CU_OK(cuUserObjectRelease(object, 1));
         CU_OK(cuLaunchHostFunc(f.stream, hold_back, &go));

@@ -119,6 +119,13 @@ CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device)
     return CUDA_SUCCESS;
 }
 
+/* Differs from the above only where a GPU is split. */
+#undef cuDeviceGetUuid
+EMULATOR_EXPORT CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device)
+{
+    return cuDeviceGetUuid_v2(uuid, device);
+}
+
 CUresult cuDeviceGetPCIBusId(char *id, int length, CUdevice device)
 {
     ENTER();

@@ -17,7 +17,7 @@ static const struct {
     {"cuGetProcAddress", 12000, "cuGetProcAddress_v2"},
     {"cuGetProcAddress", 11030, "cuGetProcAddress"},
     {"cuDeviceGetUuid", 11040, "cuDeviceGetUuid_v2"},
-    {"cuDeviceGetUuid", 9020, "cuDeviceGetUuid_v2"},
+    {"cuDeviceGetUuid", 9020, "cuDeviceGetUuid"},
     {"cuDeviceTotalMem", 3020, "cuDeviceTotalMem_v2"},
     {"cuDevicePrimaryCtxRelease", 7000, "cuDevicePrimaryCtxRelease_v2"},
     {"cuDevicePrimaryCtxReset", 7000, "cuDevicePrimaryCtxReset_v2"},

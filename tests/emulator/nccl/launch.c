@@ -63,7 +63,7 @@ static ncclResult_t look(CUstream stream, struct capture *capture, const CUgraph
 {
     memset(capture, 0, sizeof(*capture));
     ncclResult_t result =
-        CUDA_TRY(cuStreamGetCaptureInfo(stream, &capture->status, &capture->id, &capture->graph,
+        CUDA_TRY(cuStreamGetCaptureInfo_v3(stream, &capture->status, &capture->id, &capture->graph,
                                         nodes, NULL, count));
     if (result == ncclSuccess && capture->status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
         WARN("The stream's capture is no longer valid");
@@ -80,7 +80,7 @@ static ncclResult_t launch_captured(ncclComm_t comm, CUstream stream, const stru
         return result;
     }
     if (comm->capture_id == capture->id) {
-        result = CUDA_TRY(cuStreamUpdateCaptureDependencies(
+        result = CUDA_TRY(cuStreamUpdateCaptureDependencies_v2(
             stream, &comm->capture_node, NULL, 1, CU_STREAM_ADD_CAPTURE_DEPENDENCIES));
     } else {
         result = CUDA_TRY(cuStreamWaitEvent(stream, comm->serial, CU_EVENT_WAIT_EXTERNAL));
