@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A driver that was used can't be used after a fork, and reads its settings once: so each test body runs in a child of
- * its own, with a deadline. */
+/* A driver that was used can't be used after a fork, and reads its settings once: so each test body
+ * runs in a child of its own, with a deadline. */
 #ifndef LAMPREY_TESTS_EMULATOR_CHILD_H
 #define LAMPREY_TESTS_EMULATOR_CHILD_H
 

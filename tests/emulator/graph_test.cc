@@ -71,183 +71,192 @@ void hold_back(void *flag)
 
 TEST(EmulatedGraph, ReplaysWhatWasCapturedAnyNumberOfTimes)
 {
-    EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        fake_add parameters = {f.words, 1};
-        f.begin();
-        CU_OK(f.launch(f.add, f.stream, parameters));
-        CU_OK(cuMemcpyDtoDAsync(reinterpret_cast<CUdeviceptr>(f.words + 1),
-                                reinterpret_cast<CUdeviceptr>(f.words), 4, f.stream));
-        CU_OK(cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(f.words + 2), 0x11, 4, f.stream));
-        parameters.value = 100; /* taken at capture */
-        CUgraphExec exec = f.end();
-        EXPECT_EQ(0u, f.words[0]);
-        for (int i = 0; i < 50; i++) {
-            CU_OK(cuGraphLaunch(exec, i % 2 == 0 ? f.stream : f.other));
-        }
-        CU_OK(cuGraphExecDestroy(exec)); /* while it may still run */
-        CU_OK(cuCtxSynchronize());
-        EXPECT_EQ(50u, f.words[0]);
-        EXPECT_EQ(50u, f.words[1]);
-        EXPECT_EQ(0x11111111u, f.words[2]);
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuGraphLaunch(exec, f.stream));
-    }));
+    EXPECT_EQ(
+        0, in_child([] {
+            Fixture f;
+            fake_add parameters = {f.words, 1};
+            f.begin();
+            CU_OK(f.launch(f.add, f.stream, parameters));
+            CU_OK(cuMemcpyDtoDAsync(reinterpret_cast<CUdeviceptr>(f.words + 1),
+                                    reinterpret_cast<CUdeviceptr>(f.words), 4, f.stream));
+            CU_OK(cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(f.words + 2), 0x11, 4, f.stream));
+            parameters.value = 100; /* taken at capture */
+            CUgraphExec exec = f.end();
+            EXPECT_EQ(0u, f.words[0]);
+            for (int i = 0; i < 50; i++) {
+                CU_OK(cuGraphLaunch(exec, i % 2 == 0 ? f.stream : f.other));
+            }
+            CU_OK(cuGraphExecDestroy(exec)); /* while it may still run */
+            CU_OK(cuCtxSynchronize());
+            EXPECT_EQ(50u, f.words[0]);
+            EXPECT_EQ(50u, f.words[1]);
+            EXPECT_EQ(0x11111111u, f.words[2]);
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuGraphLaunch(exec, f.stream));
+        }));
 }
 
 TEST(EmulatedGraph, BranchesRunAtTheSameTime)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        CUevent joined = nullptr;
-        CU_OK(cuEventCreate(&joined, CU_EVENT_DISABLE_TIMING));
-        f.begin();
-        CU_OK(cuEventRecord(f.event, f.stream));
-        CU_OK(cuStreamWaitEvent(f.other, f.event, 0));
-        CU_OK(f.launch(f.meet, f.stream, fake_meet{&f.words[0], &f.words[1]}));
-        CU_OK(f.launch(f.meet, f.other, fake_meet{&f.words[1], &f.words[0]}));
-        CU_OK(cuEventRecord(joined, f.other));
-        CU_OK(cuStreamWaitEvent(f.stream, joined, 0));
-        CU_OK(f.launch(f.add, f.stream, fake_add{&f.words[2], 1}));
-        CUgraphExec exec = f.end();
-        for (int i = 0; i < 20; i++) {
-            CU_OK(cuGraphLaunch(exec, f.stream));
-        }
-        CU_OK(cuStreamSynchronize(f.stream));
-        EXPECT_EQ(20u, f.words[0]);
-        EXPECT_EQ(20u, f.words[2]);
-    }));
+                  Fixture f;
+                  CUevent joined = nullptr;
+                  CU_OK(cuEventCreate(&joined, CU_EVENT_DISABLE_TIMING));
+                  f.begin();
+                  CU_OK(cuEventRecord(f.event, f.stream));
+                  CU_OK(cuStreamWaitEvent(f.other, f.event, 0));
+                  CU_OK(f.launch(f.meet, f.stream, fake_meet{&f.words[0], &f.words[1]}));
+                  CU_OK(f.launch(f.meet, f.other, fake_meet{&f.words[1], &f.words[0]}));
+                  CU_OK(cuEventRecord(joined, f.other));
+                  CU_OK(cuStreamWaitEvent(f.stream, joined, 0));
+                  CU_OK(f.launch(f.add, f.stream, fake_add{&f.words[2], 1}));
+                  CUgraphExec exec = f.end();
+                  for (int i = 0; i < 20; i++) {
+                      CU_OK(cuGraphLaunch(exec, f.stream));
+                  }
+                  CU_OK(cuStreamSynchronize(f.stream));
+                  EXPECT_EQ(20u, f.words[0]);
+                  EXPECT_EQ(20u, f.words[2]);
+              }));
 }
 
 TEST(EmulatedGraph, ExternalEventsOrderReplaysAndLiveWork)
 {
-    EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        std::atomic<bool> go(false);
-        f.begin();
-        CU_OK(cuStreamWaitEvent(f.stream, f.event, CU_EVENT_WAIT_EXTERNAL));
-        CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
-        CU_OK(cuEventRecordWithFlags(f.event, f.stream, CU_EVENT_RECORD_EXTERNAL));
-        CUgraphExec exec = f.end();
-        CU_OK(cuEventQuery(f.event)); /* capturing recorded nothing */
-        CU_OK(cuLaunchHostFunc(f.other, hold_back, &go));
-        CU_OK(cuEventRecord(f.event, f.other));
-        CU_OK(cuGraphLaunch(exec, f.stream));
-        usleep(20000);
-        EXPECT_EQ(0u, *static_cast<volatile uint32_t *>(f.words));
-        EXPECT_EQ(CUDA_ERROR_NOT_READY, cuEventQuery(f.event)); /* now the launch's record */
-        uint32_t seen = 77;
-        CU_OK(cuStreamWaitEvent(f.other, f.event, 0));
-        go = true;
-        CU_OK(cuMemcpyDtoHAsync(&seen, reinterpret_cast<CUdeviceptr>(f.words), 4, f.other));
-        EXPECT_EQ(1u, seen);
-        CU_OK(cuEventSynchronize(f.event));
-    }));
+    EXPECT_EQ(
+        0, in_child([] {
+            Fixture f;
+            std::atomic<bool> go(false);
+            f.begin();
+            CU_OK(cuStreamWaitEvent(f.stream, f.event, CU_EVENT_WAIT_EXTERNAL));
+            CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
+            CU_OK(cuEventRecordWithFlags(f.event, f.stream, CU_EVENT_RECORD_EXTERNAL));
+            CUgraphExec exec = f.end();
+            CU_OK(cuEventQuery(f.event)); /* capturing recorded nothing */
+            CU_OK(cuLaunchHostFunc(f.other, hold_back, &go));
+            CU_OK(cuEventRecord(f.event, f.other));
+            CU_OK(cuGraphLaunch(exec, f.stream));
+            usleep(20000);
+            EXPECT_EQ(0u, *static_cast<volatile uint32_t *>(f.words));
+            EXPECT_EQ(CUDA_ERROR_NOT_READY, cuEventQuery(f.event)); /* now the launch's record */
+            uint32_t seen = 77;
+            CU_OK(cuStreamWaitEvent(f.other, f.event, 0));
+            go = true;
+            CU_OK(cuMemcpyDtoHAsync(&seen, reinterpret_cast<CUdeviceptr>(f.words), 4, f.other));
+            EXPECT_EQ(1u, seen);
+            CU_OK(cuEventSynchronize(f.event));
+        }));
 }
 
 TEST(EmulatedGraph, NodesCanBeAddedToACaptureAndDependenciesSet)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        f.begin(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
-        CUstreamCaptureStatus status;
-        cuuint64_t id = 0;
-        CUgraph graph = nullptr;
-        const CUgraphNode *deps = nullptr;
-        size_t count = 9;
-        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr, &count));
-        EXPECT_EQ(CU_STREAM_CAPTURE_STATUS_ACTIVE, status);
-        EXPECT_NE(0u, id);
-        EXPECT_EQ(0u, count);
-        CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
-        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps,
-                                     nullptr, &count));
-        ASSERT_EQ(1u, count);
-        CUgraphNode first = deps[0];
-        CUgraphNode record = nullptr;
-        CU_OK(cuGraphAddEventRecordNode(&record, graph, &first, 1, f.event));
-        CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
-        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr, &count));
-        CUgraphNode second = deps[0];
-        CU_OK(cuGraphAddDependencies_v2(graph, &second, &record, nullptr, 1));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuGraphAddDependencies_v2(graph, &record, &first, nullptr, 1));
-        CU_OK(cuGraphRemoveDependencies_v2(graph, &first, &record, nullptr, 1));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
-                  cuGraphRemoveDependencies_v2(graph, &first, &record, nullptr, 1));
-        CU_OK(cuStreamUpdateCaptureDependencies_v2(f.stream, &record, nullptr, 1,
-                                                CU_STREAM_ADD_CAPTURE_DEPENDENCIES));
-        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr, &count));
-        EXPECT_EQ(2u, count);
-        CU_OK(cuGraphGetNodes(graph, nullptr, &count));
-        EXPECT_EQ(3u, count);
-        CUgraphNodeType type;
-        CU_OK(cuGraphNodeGetType(record, &type));
-        EXPECT_EQ(CU_GRAPH_NODE_TYPE_EVENT_RECORD, type);
-        CUgraphExec exec = f.end();
-        CU_OK(cuGraphLaunch(exec, f.stream));
-        CU_OK(cuEventSynchronize(f.event));
-        EXPECT_EQ(2u, f.words[0]);
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuGraphNodeGetType(record, &type));
-    }));
+                  Fixture f;
+                  f.begin(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+                  CUstreamCaptureStatus status;
+                  cuuint64_t id = 0;
+                  CUgraph graph = nullptr;
+                  const CUgraphNode *deps = nullptr;
+                  size_t count = 9;
+                  CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr,
+                                                  &count));
+                  EXPECT_EQ(CU_STREAM_CAPTURE_STATUS_ACTIVE, status);
+                  EXPECT_NE(0u, id);
+                  EXPECT_EQ(0u, count);
+                  CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
+                  CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr,
+                                                  &count));
+                  ASSERT_EQ(1u, count);
+                  CUgraphNode first = deps[0];
+                  CUgraphNode record = nullptr;
+                  CU_OK(cuGraphAddEventRecordNode(&record, graph, &first, 1, f.event));
+                  CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
+                  CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr,
+                                                  &count));
+                  CUgraphNode second = deps[0];
+                  CU_OK(cuGraphAddDependencies_v2(graph, &second, &record, nullptr, 1));
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
+                            cuGraphAddDependencies_v2(graph, &record, &first, nullptr, 1));
+                  CU_OK(cuGraphRemoveDependencies_v2(graph, &first, &record, nullptr, 1));
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
+                            cuGraphRemoveDependencies_v2(graph, &first, &record, nullptr, 1));
+                  CU_OK(cuStreamUpdateCaptureDependencies_v2(f.stream, &record, nullptr, 1,
+                                                             CU_STREAM_ADD_CAPTURE_DEPENDENCIES));
+                  CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, &id, &graph, &deps, nullptr,
+                                                  &count));
+                  EXPECT_EQ(2u, count);
+                  CU_OK(cuGraphGetNodes(graph, nullptr, &count));
+                  EXPECT_EQ(3u, count);
+                  CUgraphNodeType type;
+                  CU_OK(cuGraphNodeGetType(record, &type));
+                  EXPECT_EQ(CU_GRAPH_NODE_TYPE_EVENT_RECORD, type);
+                  CUgraphExec exec = f.end();
+                  CU_OK(cuGraphLaunch(exec, f.stream));
+                  CU_OK(cuEventSynchronize(f.event));
+                  EXPECT_EQ(2u, f.words[0]);
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuGraphNodeGetType(record, &type));
+              }));
 }
 
 TEST(EmulatedGraph, UserObjectsLiveAsLongAsAnyGraphNeedsThem)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        std::atomic<int> destroyed(0);
-        std::atomic<bool> go(false);
-        CUuserObject object = nullptr;
-        CU_OK(cuUserObjectCreate(
-            &object, &destroyed, [](void *count) { ++*static_cast<std::atomic<int> *>(count); }, 1,
-            CU_USER_OBJECT_NO_DESTRUCTOR_SYNC));
-        f.begin();
-        CUstreamCaptureStatus status;
-        CUgraph graph = nullptr;
-        CUgraph clone = nullptr;
-        CUgraphExec exec = nullptr;
-        CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, nullptr, &graph, nullptr, nullptr, nullptr));
-        CU_OK(cuGraphRetainUserObject(graph, object, 1, 0));
-        CU_OK(cuUserObjectRelease(object, 1));
-        CU_OK(cuLaunchHostFunc(f.stream, hold_back, &go));
-        CU_OK(cuStreamEndCapture(f.stream, &graph));
-        CU_OK(cuGraphClone(&clone, graph));
-        CU_OK(cuGraphInstantiate(&exec, graph, 0));
-        CU_OK(cuGraphDestroy(graph));
-        CU_OK(cuGraphDestroy(clone));
-        CU_OK(cuGraphLaunch(exec, f.stream));
-        CU_OK(cuGraphExecDestroy(exec));
-        usleep(10000);
-        EXPECT_EQ(0, destroyed.load()); /* the launch still runs */
-        go = true;
-        CU_OK(cuStreamSynchronize(f.stream));
-        for (int i = 0; i < 1000 && destroyed == 0; i++) {
-            usleep(1000);
-        }
-        EXPECT_EQ(1, destroyed.load());
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuUserObjectRelease(object, 1));
-    }));
+                  Fixture f;
+                  std::atomic<int> destroyed(0);
+                  std::atomic<bool> go(false);
+                  CUuserObject object = nullptr;
+                  CU_OK(cuUserObjectCreate(
+                      &object, &destroyed,
+                      [](void *count) { ++*static_cast<std::atomic<int> *>(count); }, 1,
+                      CU_USER_OBJECT_NO_DESTRUCTOR_SYNC));
+                  f.begin();
+                  CUstreamCaptureStatus status;
+                  CUgraph graph = nullptr;
+                  CUgraph clone = nullptr;
+                  CUgraphExec exec = nullptr;
+                  CU_OK(cuStreamGetCaptureInfo_v3(f.stream, &status, nullptr, &graph, nullptr,
+                                                  nullptr, nullptr));
+                  CU_OK(cuGraphRetainUserObject(graph, object, 1, 0));
+                  CU_OK(cuUserObjectRelease(object, 1));
+                  CU_OK(cuLaunchHostFunc(f.stream, hold_back, &go));
+                  CU_OK(cuStreamEndCapture(f.stream, &graph));
+                  CU_OK(cuGraphClone(&clone, graph));
+                  CU_OK(cuGraphInstantiate(&exec, graph, 0));
+                  CU_OK(cuGraphDestroy(graph));
+                  CU_OK(cuGraphDestroy(clone));
+                  CU_OK(cuGraphLaunch(exec, f.stream));
+                  CU_OK(cuGraphExecDestroy(exec));
+                  usleep(10000);
+                  EXPECT_EQ(0, destroyed.load()); /* the launch still runs */
+                  go = true;
+                  CU_OK(cuStreamSynchronize(f.stream));
+                  for (int i = 0; i < 1000 && destroyed == 0; i++) {
+                      usleep(1000);
+                  }
+                  EXPECT_EQ(1, destroyed.load());
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuUserObjectRelease(object, 1));
+              }));
 }
 
 TEST(EmulatedGraph, AnUpdateReplacesWhatTheNodesDo)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        f.begin();
-        CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
-        CUgraphExec exec = f.end();
-        CUgraph graph = nullptr;
-        CUgraphExecUpdateResultInfo info;
-        f.begin();
-        CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 10}));
-        CU_OK(cuStreamEndCapture(f.stream, &graph));
-        CU_OK(cuGraphExecUpdate(exec, graph, &info));
-        CU_OK(cuGraphLaunch(exec, f.stream));
-        CU_OK(cuStreamSynchronize(f.stream));
-        EXPECT_EQ(10u, f.words[0]);
-        f.begin();
-        CU_OK(cuStreamEndCapture(f.stream, &graph));
-        EXPECT_EQ(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE, cuGraphExecUpdate(exec, graph, &info));
-    }));
+                  Fixture f;
+                  f.begin();
+                  CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
+                  CUgraphExec exec = f.end();
+                  CUgraph graph = nullptr;
+                  CUgraphExecUpdateResultInfo info;
+                  f.begin();
+                  CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 10}));
+                  CU_OK(cuStreamEndCapture(f.stream, &graph));
+                  CU_OK(cuGraphExecUpdate(exec, graph, &info));
+                  CU_OK(cuGraphLaunch(exec, f.stream));
+                  CU_OK(cuStreamSynchronize(f.stream));
+                  EXPECT_EQ(10u, f.words[0]);
+                  f.begin();
+                  CU_OK(cuStreamEndCapture(f.stream, &graph));
+                  EXPECT_EQ(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE,
+                            cuGraphExecUpdate(exec, graph, &info));
+              }));
 }
 
 /* A call that a capture forbids, what it returns, and whether it spoils the capture. */
@@ -305,22 +314,24 @@ TEST(EmulatedCapture, ForbidsWhatCudaForbids)
 {
     for (const Forbidden &forbidden : kForbidden) {
         EXPECT_EQ(0, in_child([&] {
-            Fixture f;
-            f.begin();
-            EXPECT_EQ(forbidden.expected, forbidden.call(f));
-            CUstreamCaptureStatus status;
-            CU_OK(cuStreamIsCapturing(f.stream, &status));
-            EXPECT_EQ(forbidden.invalidates ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
-                                            : CU_STREAM_CAPTURE_STATUS_ACTIVE,
-                      status);
-            CUgraph graph = nullptr;
-            EXPECT_EQ(forbidden.invalidates ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS,
-                      cuStreamEndCapture(f.stream, &graph));
-            EXPECT_EQ(forbidden.invalidates, graph == nullptr);
-            CU_OK(cuStreamIsCapturing(f.stream, &status));
-            EXPECT_EQ(CU_STREAM_CAPTURE_STATUS_NONE, status);
-            CU_OK(cuStreamSynchronize(f.stream));
-        })) << forbidden.name;
+                      Fixture f;
+                      f.begin();
+                      EXPECT_EQ(forbidden.expected, forbidden.call(f));
+                      CUstreamCaptureStatus status;
+                      CU_OK(cuStreamIsCapturing(f.stream, &status));
+                      EXPECT_EQ(forbidden.invalidates ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                                      : CU_STREAM_CAPTURE_STATUS_ACTIVE,
+                                status);
+                      CUgraph graph = nullptr;
+                      EXPECT_EQ(forbidden.invalidates ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+                                                      : CUDA_SUCCESS,
+                                cuStreamEndCapture(f.stream, &graph));
+                      EXPECT_EQ(forbidden.invalidates, graph == nullptr);
+                      CU_OK(cuStreamIsCapturing(f.stream, &status));
+                      EXPECT_EQ(CU_STREAM_CAPTURE_STATUS_NONE, status);
+                      CU_OK(cuStreamSynchronize(f.stream));
+                  }))
+            << forbidden.name;
     }
 }
 
@@ -340,88 +351,94 @@ TEST(EmulatedCapture, ModesDecideWhatOtherThreadsMayDo)
     };
     for (const Case &c : cases) {
         EXPECT_EQ(0, in_child([&] {
-            Fixture f;
-            f.begin(c.capture);
-            std::thread thread([&] {
-                use_device(0);
-                CUstreamCaptureMode mode = c.thread;
-                EXPECT_EQ(CUDA_SUCCESS, cuThreadExchangeStreamCaptureMode(&mode));
-                EXPECT_EQ(CU_STREAM_CAPTURE_MODE_GLOBAL, mode);
-                CUdeviceptr pointer = 0;
-                EXPECT_EQ(c.allowed ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
-                          cuMemAlloc(&pointer, 4));
-            });
-            thread.join();
-            CUgraph graph = nullptr;
-            EXPECT_EQ(c.allowed ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
-                      cuStreamEndCapture(f.stream, &graph));
-        })) << c.capture << " " << c.thread;
+                      Fixture f;
+                      f.begin(c.capture);
+                      std::thread thread([&] {
+                          use_device(0);
+                          CUstreamCaptureMode mode = c.thread;
+                          EXPECT_EQ(CUDA_SUCCESS, cuThreadExchangeStreamCaptureMode(&mode));
+                          EXPECT_EQ(CU_STREAM_CAPTURE_MODE_GLOBAL, mode);
+                          CUdeviceptr pointer = 0;
+                          EXPECT_EQ(c.allowed ? CUDA_SUCCESS
+                                              : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                                    cuMemAlloc(&pointer, 4));
+                      });
+                      thread.join();
+                      CUgraph graph = nullptr;
+                      EXPECT_EQ(c.allowed ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+                                cuStreamEndCapture(f.stream, &graph));
+                  }))
+            << c.capture << " " << c.thread;
     }
 }
 
 TEST(EmulatedCapture, ARelaxedThreadMaySetUpDuringItsOwnCapture)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        f.begin();
-        CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-        CU_OK(cuThreadExchangeStreamCaptureMode(&mode));
-        CUdeviceptr pointer = 0;
-        CU_OK(cuMemAlloc(&pointer, 4));
-        CU_OK(cuMemsetD8Async(pointer, 1, 4, f.other));
-        CU_OK(cuStreamSynchronize(f.other));
-        EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamSynchronize(f.stream));
-    }));
+                  Fixture f;
+                  f.begin();
+                  CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+                  CU_OK(cuThreadExchangeStreamCaptureMode(&mode));
+                  CUdeviceptr pointer = 0;
+                  CU_OK(cuMemAlloc(&pointer, 4));
+                  CU_OK(cuMemsetD8Async(pointer, 1, 4, f.other));
+                  CU_OK(cuStreamSynchronize(f.other));
+                  EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamSynchronize(f.stream));
+              }));
 }
 
 TEST(EmulatedCapture, TheLegacyStreamMayNotDependOnABlockingStreamsCapture)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        CUstream blocking = nullptr;
-        CUgraph graph = nullptr;
-        CU_OK(cuStreamCreate(&blocking, CU_STREAM_DEFAULT));
-        CU_OK(cuStreamBeginCapture(blocking, CU_STREAM_CAPTURE_MODE_RELAXED));
-        EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, f.launch(f.add, nullptr, fake_add{f.words, 1}));
-        EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(blocking, &graph));
-        EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
-                  cuStreamBeginCapture(nullptr, CU_STREAM_CAPTURE_MODE_RELAXED));
-        f.begin(CU_STREAM_CAPTURE_MODE_RELAXED); /* this one is non-blocking */
-        CU_OK(f.launch(f.add, nullptr, fake_add{f.words, 1}));
-        CU_OK(cuStreamEndCapture(f.stream, &graph));
-    }));
+                  Fixture f;
+                  CUstream blocking = nullptr;
+                  CUgraph graph = nullptr;
+                  CU_OK(cuStreamCreate(&blocking, CU_STREAM_DEFAULT));
+                  CU_OK(cuStreamBeginCapture(blocking, CU_STREAM_CAPTURE_MODE_RELAXED));
+                  EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+                            f.launch(f.add, nullptr, fake_add{f.words, 1}));
+                  EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+                            cuStreamEndCapture(blocking, &graph));
+                  EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                            cuStreamBeginCapture(nullptr, CU_STREAM_CAPTURE_MODE_RELAXED));
+                  f.begin(CU_STREAM_CAPTURE_MODE_RELAXED); /* this one is non-blocking */
+                  CU_OK(f.launch(f.add, nullptr, fake_add{f.words, 1}));
+                  CU_OK(cuStreamEndCapture(f.stream, &graph));
+              }));
 }
 
 TEST(EmulatedCapture, ForkedStreamsMustJoinAgain)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        CUgraph graph = nullptr;
-        f.begin();
-        CU_OK(cuEventRecord(f.event, f.stream));
-        CU_OK(cuStreamWaitEvent(f.other, f.event, 0));
-        CU_OK(f.launch(f.add, f.other, fake_add{f.words, 1}));
-        EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_UNJOINED, cuStreamEndCapture(f.stream, &graph));
-        CU_OK(cuStreamSynchronize(f.other)); /* out of the capture */
-        EXPECT_EQ(CUDA_ERROR_CAPTURED_EVENT, cuStreamWaitEvent(f.other, f.event, 0));
-    }));
+                  Fixture f;
+                  CUgraph graph = nullptr;
+                  f.begin();
+                  CU_OK(cuEventRecord(f.event, f.stream));
+                  CU_OK(cuStreamWaitEvent(f.other, f.event, 0));
+                  CU_OK(f.launch(f.add, f.other, fake_add{f.words, 1}));
+                  EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+                            cuStreamEndCapture(f.stream, &graph));
+                  CU_OK(cuStreamSynchronize(f.other)); /* out of the capture */
+                  EXPECT_EQ(CUDA_ERROR_CAPTURED_EVENT, cuStreamWaitEvent(f.other, f.event, 0));
+              }));
 }
 
 TEST(EmulatedCapture, EndsInTheThreadThatBeganIt)
 {
     EXPECT_EQ(0, in_child([] {
-        Fixture f;
-        f.begin(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
-        std::thread thread([&] {
-            use_device(0);
-            CUgraph graph = nullptr;
-            EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, cuStreamEndCapture(f.stream, &graph));
-        });
-        thread.join();
-        CUgraph graph = nullptr;
-        CU_OK(cuStreamEndCapture(f.stream, &graph));
-        EXPECT_EQ(CUDA_ERROR_ILLEGAL_STATE, cuStreamEndCapture(f.stream, &graph));
-    }));
+                  Fixture f;
+                  f.begin(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+                  std::thread thread([&] {
+                      use_device(0);
+                      CUgraph graph = nullptr;
+                      EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+                                cuStreamEndCapture(f.stream, &graph));
+                  });
+                  thread.join();
+                  CUgraph graph = nullptr;
+                  CU_OK(cuStreamEndCapture(f.stream, &graph));
+                  EXPECT_EQ(CUDA_ERROR_ILLEGAL_STATE, cuStreamEndCapture(f.stream, &graph));
+              }));
 }
 
 } // namespace

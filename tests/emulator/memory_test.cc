@@ -106,7 +106,8 @@ TEST(EmulatedMemory, TwoProcessesShareAnAllocation)
         } else {
             int descriptor = receive_descriptor(sockets[1]);
             ASSERT_GE(descriptor, 0);
-            CU_OK(cuMemImportFromShareableHandle(&handle, reinterpret_cast<void *>(intptr_t(descriptor)),
+            CU_OK(cuMemImportFromShareableHandle(&handle,
+                                                 reinterpret_cast<void *>(intptr_t(descriptor)),
                                                  CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
             close(descriptor);
             CUmemAllocationProp prop = {};
@@ -127,30 +128,30 @@ TEST(EmulatedMemory, TwoProcessesShareAnAllocation)
 TEST(EmulatedMemory, OneAllocationCanBeMappedTwiceInAProcess)
 {
     EXPECT_EQ(0, in_child([] {
-        use_device(0);
-        CUmemAllocationProp prop = properties(1);
-        CUmemGenericAllocationHandle handle = 0;
-        CU_OK(cuMemCreate(&handle, kSize, &prop, 0));
-        volatile uint32_t *first = map(handle, 0);
-        volatile uint32_t *second = map(handle, 1);
-        ASSERT_NE(first, second);
-        first[7] = 9;
-        EXPECT_EQ(9u, second[7]);
-        CU_OK(cuMemUnmap(reinterpret_cast<CUdeviceptr>(first), kSize));
-        EXPECT_EQ(9u, second[7]);
-        CUmemGenericAllocationHandle again = 0;
-        CU_OK(cuMemRetainAllocationHandle(&again, const_cast<uint32_t *>(second)));
-        CU_OK(cuMemRelease(again));
-        CU_OK(cuMemRelease(handle));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemRelease(handle));
-        CU_OK(cuMemUnmap(reinterpret_cast<CUdeviceptr>(second), kSize));
-        CU_OK(cuMemAddressFree(reinterpret_cast<CUdeviceptr>(first), kSize));
-        CU_OK(cuMemAddressFree(reinterpret_cast<CUdeviceptr>(second), kSize));
-        size_t mappings = 9;
-        size_t handles = 9;
-        lampreyEmulatorCounts(&mappings, nullptr, &handles, nullptr, nullptr);
-        EXPECT_EQ(0u, mappings + handles);
-    }));
+                  use_device(0);
+                  CUmemAllocationProp prop = properties(1);
+                  CUmemGenericAllocationHandle handle = 0;
+                  CU_OK(cuMemCreate(&handle, kSize, &prop, 0));
+                  volatile uint32_t *first = map(handle, 0);
+                  volatile uint32_t *second = map(handle, 1);
+                  ASSERT_NE(first, second);
+                  first[7] = 9;
+                  EXPECT_EQ(9u, second[7]);
+                  CU_OK(cuMemUnmap(reinterpret_cast<CUdeviceptr>(first), kSize));
+                  EXPECT_EQ(9u, second[7]);
+                  CUmemGenericAllocationHandle again = 0;
+                  CU_OK(cuMemRetainAllocationHandle(&again, const_cast<uint32_t *>(second)));
+                  CU_OK(cuMemRelease(again));
+                  CU_OK(cuMemRelease(handle));
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemRelease(handle));
+                  CU_OK(cuMemUnmap(reinterpret_cast<CUdeviceptr>(second), kSize));
+                  CU_OK(cuMemAddressFree(reinterpret_cast<CUdeviceptr>(first), kSize));
+                  CU_OK(cuMemAddressFree(reinterpret_cast<CUdeviceptr>(second), kSize));
+                  size_t mappings = 9;
+                  size_t handles = 9;
+                  lampreyEmulatorCounts(&mappings, nullptr, &handles, nullptr, nullptr);
+                  EXPECT_EQ(0u, mappings + handles);
+              }));
 }
 
 TEST(EmulatedMemory, AMappingWithoutAccessFaults)
@@ -170,65 +171,68 @@ TEST(EmulatedMemory, AMappingWithoutAccessFaults)
 
 TEST(EmulatedMemory, RefusesWhatCudaRefuses)
 {
-    EXPECT_EQ(0, in_child([] {
-        use_device(0);
-        CUmemAllocationProp prop = properties(0);
-        CUmemAllocationProp fabric = properties(0);
-        CUmemAllocationProp nowhere = properties(7);
-        CUmemAllocationProp private_memory = properties(0);
-        fabric.requestedHandleTypes = CU_MEM_HANDLE_TYPE_FABRIC;
-        private_memory.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
-        CUmemGenericAllocationHandle handle = 0;
-        CUdeviceptr address = 0;
-        int descriptor = -1;
-        size_t granularity = 0;
-        CU_OK(cuMemGetAllocationGranularity(&granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM));
-        EXPECT_EQ(size_t(2) << 20, granularity);
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemCreate(&handle, 4096, &prop, 0));
-        EXPECT_EQ(CUDA_ERROR_NOT_SUPPORTED, cuMemCreate(&handle, kSize, &fabric, 0));
-        EXPECT_EQ(CUDA_ERROR_INVALID_DEVICE, cuMemCreate(&handle, kSize, &nowhere, 0));
-        CU_OK(cuMemCreate(&handle, kSize, &private_memory, 0));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
-                  cuMemExportToShareableHandle(&descriptor, handle,
-                                               CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemMap(granularity, kSize, 0, handle, 0));
-        CU_OK(cuMemAddressReserve(&address, kSize, 0, 0, 0));
-        CU_OK(cuMemMap(address, kSize, 0, handle, 0));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemMap(address, kSize, 0, handle, 0));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemAddressFree(address, kSize));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemUnmap(address, granularity));
-        CU_OK(cuMemUnmap(address, kSize));
-        CU_OK(cuMemAddressFree(address, kSize));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
-                  cuMemImportFromShareableHandle(&handle, reinterpret_cast<void *>(intptr_t(0)),
-                                                 CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
-    }));
+    EXPECT_EQ(
+        0, in_child([] {
+            use_device(0);
+            CUmemAllocationProp prop = properties(0);
+            CUmemAllocationProp fabric = properties(0);
+            CUmemAllocationProp nowhere = properties(7);
+            CUmemAllocationProp private_memory = properties(0);
+            fabric.requestedHandleTypes = CU_MEM_HANDLE_TYPE_FABRIC;
+            private_memory.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
+            CUmemGenericAllocationHandle handle = 0;
+            CUdeviceptr address = 0;
+            int descriptor = -1;
+            size_t granularity = 0;
+            CU_OK(cuMemGetAllocationGranularity(&granularity, &prop,
+                                                CU_MEM_ALLOC_GRANULARITY_MINIMUM));
+            EXPECT_EQ(size_t(2) << 20, granularity);
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemCreate(&handle, 4096, &prop, 0));
+            EXPECT_EQ(CUDA_ERROR_NOT_SUPPORTED, cuMemCreate(&handle, kSize, &fabric, 0));
+            EXPECT_EQ(CUDA_ERROR_INVALID_DEVICE, cuMemCreate(&handle, kSize, &nowhere, 0));
+            CU_OK(cuMemCreate(&handle, kSize, &private_memory, 0));
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
+                      cuMemExportToShareableHandle(&descriptor, handle,
+                                                   CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemMap(granularity, kSize, 0, handle, 0));
+            CU_OK(cuMemAddressReserve(&address, kSize, 0, 0, 0));
+            CU_OK(cuMemMap(address, kSize, 0, handle, 0));
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemMap(address, kSize, 0, handle, 0));
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemAddressFree(address, kSize));
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemUnmap(address, granularity));
+            CU_OK(cuMemUnmap(address, kSize));
+            CU_OK(cuMemAddressFree(address, kSize));
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
+                      cuMemImportFromShareableHandle(&handle, reinterpret_cast<void *>(intptr_t(0)),
+                                                     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
+        }));
 }
 
 TEST(EmulatedMemory, KnowsItsPointers)
 {
     EXPECT_EQ(0, in_child([] {
-        use_device(1);
-        CUdeviceptr device = 0;
-        void *host = nullptr;
-        int ordinal = -1;
-        CUmemorytype type = CUmemorytype(0);
-        CU_OK(cuMemAlloc(&device, 100));
-        CU_OK(cuMemHostAlloc(&host, 100, CU_MEMHOSTALLOC_DEVICEMAP));
-        CU_OK(cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, device + 99));
-        EXPECT_EQ(1, ordinal);
-        CU_OK(cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-                                    reinterpret_cast<CUdeviceptr>(host)));
-        EXPECT_EQ(CU_MEMORYTYPE_HOST, type);
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
-                  cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-                                        reinterpret_cast<CUdeviceptr>(&type)));
-        CUdeviceptr mapped = 0;
-        CU_OK(cuMemHostGetDevicePointer(&mapped, host, 0));
-        EXPECT_EQ(reinterpret_cast<CUdeviceptr>(host), mapped);
-        CU_OK(cuMemFreeHost(host));
-        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemFreeHost(host));
-    }));
+                  use_device(1);
+                  CUdeviceptr device = 0;
+                  void *host = nullptr;
+                  int ordinal = -1;
+                  CUmemorytype type = CUmemorytype(0);
+                  CU_OK(cuMemAlloc(&device, 100));
+                  CU_OK(cuMemHostAlloc(&host, 100, CU_MEMHOSTALLOC_DEVICEMAP));
+                  CU_OK(cuPointerGetAttribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+                                              device + 99));
+                  EXPECT_EQ(1, ordinal);
+                  CU_OK(cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+                                              reinterpret_cast<CUdeviceptr>(host)));
+                  EXPECT_EQ(CU_MEMORYTYPE_HOST, type);
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
+                            cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+                                                  reinterpret_cast<CUdeviceptr>(&type)));
+                  CUdeviceptr mapped = 0;
+                  CU_OK(cuMemHostGetDevicePointer(&mapped, host, 0));
+                  EXPECT_EQ(reinterpret_cast<CUdeviceptr>(host), mapped);
+                  CU_OK(cuMemFreeHost(host));
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemFreeHost(host));
+              }));
 }
 
 } // namespace

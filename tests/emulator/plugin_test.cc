@@ -45,14 +45,14 @@ std::string log_of(const std::function<void()> &body)
     std::string path = temporary("probe");
     unlink(path.c_str());
     EXPECT_EQ(0, in_child([&] {
-        setenv("PROBE_LOG", path.c_str(), 1);
-        setenv("HOME", "/nonexistent", 1);
-        body();
-        fflush(stdout);
-        if (!testing::Test::HasFailure()) {
-            exit(0); /* runs what the emulator registered with atexit */
-        }
-    }));
+                  setenv("PROBE_LOG", path.c_str(), 1);
+                  setenv("HOME", "/nonexistent", 1);
+                  body();
+                  fflush(stdout);
+                  if (!testing::Test::HasFailure()) {
+                      exit(0); /* runs what the emulator registered with atexit */
+                  }
+              }));
     std::string text = read_file(path);
     unlink(path.c_str());
     return text;

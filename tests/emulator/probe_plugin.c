@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A plugin of every kind that writes what happens to it into the file $PROBE_LOG, one line each. Compiled with the
- * versions of its tables as macros, so that the fall-back order can be tested. */
+/* A plugin of every kind that writes what happens to it into the file $PROBE_LOG, one line each.
+ * Compiled with the versions of its tables as macros, so that the fall-back order can be tested. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -72,8 +72,8 @@ static int tuner_choose(void *context, int function, size_t bytes, int pipelined
     (void)pipelined;
     (void)costs;
     (void)channels;
-    note("tuner choose %s function %d bytes %zu table %dx%d registered %d", (char *)context, function,
-         bytes, algorithms, protocols, registered);
+    note("tuner choose %s function %d bytes %zu table %dx%d registered %d", (char *)context,
+         function, bytes, algorithms, protocols, registered);
     return 0;
 }
 
@@ -113,8 +113,8 @@ EXPORT const struct {
 #if PROBE_TUNER >= 5
 EXPORT const struct {
     const char *name;
-    int (*init)(void **context, uint64_t comm, size_t nranks, size_t nodes, logger log, int *domains,
-                double *constants);
+    int (*init)(void **context, uint64_t comm, size_t nranks, size_t nodes, logger log,
+                int *domains, double *constants);
     int (*choose)(void *context, int function, size_t bytes, int pipelined, float **costs,
                   int algorithms, int protocols, int registered, int *channels);
     int (*finalize)(void *context);
@@ -132,7 +132,8 @@ static int profiler_init(void **context, uint64_t comm, int *mask, const char *n
     (void)log;
     *mask = 0;
     *context = (void *)"context";
-    note("profiler init name %s nodes %d rank %d/%d", name != NULL ? name : "-", nodes, rank, nranks);
+    note("profiler init name %s nodes %d rank %d/%d", name != NULL ? name : "-", nodes, rank,
+         nranks);
     return 0;
 }
 

@@ -36,7 +36,8 @@ CUresult emulator_capture_unsafe(void)
     }
     CUresult result = CUDA_SUCCESS;
     for (struct emulator_capture *c = captures; c != NULL; c = c->next) {
-        bool own = c->owner == emulator_thread_identity() && c->mode != CU_STREAM_CAPTURE_MODE_RELAXED;
+        bool own =
+            c->owner == emulator_thread_identity() && c->mode != CU_STREAM_CAPTURE_MODE_RELAXED;
         bool global = thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL &&
                       c->mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
         if (own || global) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of the emulated CUDA driver. One lock guards all bookkeeping; work runs outside of it, on one thread per
- * stream. Handles are numbers that are never used twice, so a stale one is always recognised. */
+/* Inside of the emulated CUDA driver. One lock guards all bookkeeping; work runs outside of it, on
+ * one thread per stream. Handles are numbers that are never used twice, so a stale one is always
+ * recognised. */
 #ifndef LAMPREY_TESTS_EMULATOR_CUDA_EMULATOR_H
 #define LAMPREY_TESTS_EMULATOR_CUDA_EMULATOR_H
 
@@ -45,8 +46,8 @@ struct emulator_object {
     void (*release)(struct emulator_object *object);
 };
 
-/* All of these want the lock held. publish gives the object a handle and one reference for it; retire takes the
- * handle out of use and drops that reference. */
+/* All of these want the lock held. publish gives the object a handle and one reference for it;
+ * retire takes the handle out of use and drops that reference. */
 void emulator_object_publish(struct emulator_object *object, enum emulator_kind kind,
                              void (*release)(struct emulator_object *object));
 /* Gives a retired object that is still in use a new handle, and one more reference for it. */
@@ -64,7 +65,8 @@ struct emulator_object *emulator_object_find(uint64_t handle, enum emulator_kind
 CUresult emulator_enter(const char *function);
 int emulator_lock(void);
 void emulator_unlock(const int *token);
-/* Runs function(argument) right after the lock is given up: destructors of user objects may not run under it. */
+/* Runs function(argument) right after the lock is given up: destructors of user objects may not run
+ * under it. */
 void emulator_defer(void (*function)(void *argument), void *argument);
 /* The callback flag: a host function must not call the driver. Returns the old value. */
 bool emulator_in_callback(bool inside);
@@ -80,7 +82,8 @@ pthread_mutex_t *emulator_mutex(void);
     } while (0)
 #define LOCKED() __attribute__((cleanup(emulator_unlock), unused)) int lock_token_ = emulator_lock()
 
-/* point.c: something that will have happened. Reference counts are atomic; waiting needs no lock. */
+/* point.c: something that will have happened. Reference counts are atomic; waiting needs no lock.
+ */
 struct emulator_point {
     atomic_int references;
     atomic_uint done;
@@ -209,18 +212,21 @@ struct emulator_stream *emulator_stream_make(struct emulator_context *context, u
 void emulator_stream_close(struct emulator_stream *stream);
 /* handle -> stream of a live context, NULL and per-thread streams included */
 CUresult emulator_stream_resolve(CUstream handle, struct emulator_stream **stream);
-/* Takes work over. The returned point is the stream's tail, borrowed. NULL: out of memory, work dropped. */
+/* Takes work over. The returned point is the stream's tail, borrowed. NULL: out of memory, work
+ * dropped. */
 struct emulator_point *emulator_stream_push(struct emulator_stream *stream,
                                             struct emulator_work *work,
                                             struct emulator_point *const *waits, size_t wait_count,
                                             struct emulator_object *hold);
-/* Captures or pushes; takes work over whatever happens. With wait_after set, also returns a held point to wait on
- * (NULL if the work was captured). */
+/* Captures or pushes; takes work over whatever happens. With wait_after set, also returns a held
+ * point to wait on (NULL if the work was captured). */
 CUresult emulator_submit(struct emulator_stream *stream, struct emulator_work *work,
                          struct emulator_point **wait_after);
 size_t emulator_stream_count(void);
-/* What the context's streams have not done yet: an array (freed by the caller) of held points. NULL: out of memory. */
-struct emulator_point **emulator_context_tails(const struct emulator_context *context, size_t *count);
+/* What the context's streams have not done yet: an array (freed by the caller) of held points.
+ * NULL: out of memory. */
+struct emulator_point **emulator_context_tails(const struct emulator_context *context,
+                                               size_t *count);
 /* Waits, without the lock, for everything that the context's streams have been given so far. */
 void emulator_context_drain(struct emulator_context *context);
 
@@ -235,7 +241,8 @@ struct emulator_capture {
     struct emulator_capture *next;
 };
 const void *emulator_thread_identity(void);
-/* For calls that a capture may forbid (allocation, synchronisation); invalidates the captures that forbid it. */
+/* For calls that a capture may forbid (allocation, synchronisation); invalidates the captures that
+ * forbid it. */
 CUresult emulator_capture_unsafe(void);
 /* For work on the legacy stream: an error while a blocking stream of the context captures. */
 CUresult emulator_capture_implicit(struct emulator_stream *legacy);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What every exported function starts with: initialised, not forked, not inside a callback, and no failure asked for. */
+/* What every exported function starts with: initialised, not forked, not inside a callback, and no
+ * failure asked for. */
 #include "tests/emulator/cuda/emulator.h"
 
 #include <pthread.h>
@@ -176,7 +177,8 @@ CUresult cuInit(unsigned int flags)
 EMULATOR_EXPORT void lampreyEmulatorCounts(size_t *mappings, size_t *allocations, size_t *handles,
                                            size_t *streams, size_t *events);
 
-/* What is live now: VMM mappings, cuMemAlloc and host allocations, VMM handles, streams and events of the program. */
+/* What is live now: VMM mappings, cuMemAlloc and host allocations, VMM handles, streams and events
+ * of the program. */
 void lampreyEmulatorCounts(size_t *mappings, size_t *allocations, size_t *handles, size_t *streams,
                            size_t *events)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An event stands for the point that was recorded last, or for a set of nodes while a capture is on. */
+/* An event stands for the point that was recorded last, or for a set of nodes while a capture is
+ * on. */
 #include "tests/emulator/cuda/emulator.h"
 
 #include <stdlib.h>
@@ -209,8 +210,7 @@ CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned int 
         }
     }
     struct emulator_work nothing = {.kind = EMULATOR_WORK_EMPTY};
-    struct emulator_point *point =
-        emulator_stream_push(stream, &nothing, &event->latest, 1, NULL);
+    struct emulator_point *point = emulator_stream_push(stream, &nothing, &event->latest, 1, NULL);
     return point != NULL ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -276,8 +276,9 @@ EMULATOR_EXPORT CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent star
     LOCKED();
     struct emulator_event *start = EMULATOR_FIND(event, EMULATOR_EVENT, start_handle);
     struct emulator_event *end = EMULATOR_FIND(event, EMULATOR_EVENT, end_handle);
-    if (start == NULL || end == NULL || ((start->flags | end->flags) & CU_EVENT_DISABLE_TIMING) != 0 ||
-        start->latest == NULL || end->latest == NULL) {
+    if (start == NULL || end == NULL ||
+        ((start->flags | end->flags) & CU_EVENT_DISABLE_TIMING) != 0 || start->latest == NULL ||
+        end->latest == NULL) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     if (!emulator_point_reached(start->latest) || !emulator_point_reached(end->latest)) {

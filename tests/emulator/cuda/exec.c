@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Executable graphs. Branches that may have to run at the same time (two kernels that wait for each other) go to lanes
- * of their own: lane 0 is the stream of the launch, the others are threads that belong to the executable graph. */
+/* Executable graphs. Branches that may have to run at the same time (two kernels that wait for each
+ * other) go to lanes of their own: lane 0 is the stream of the launch, the others are threads that
+ * belong to the executable graph. */
 #include "tests/emulator/cuda/emulator.h"
 
 #include <stdlib.h>
@@ -21,7 +22,7 @@ struct emulator_exec {
     size_t step_count;
     size_t lane_count;
     struct emulator_stream *lanes[MAX_LANES]; /* from 1 */
-    struct emulator_point *last;              /* launches of one executable graph follow each other */
+    struct emulator_point *last; /* launches of one executable graph follow each other */
     struct emulator_retained *retained;
     size_t retained_count;
 };
@@ -62,7 +63,8 @@ static void release_exec(struct emulator_object *object)
     free(exec);
 }
 
-/* Stable topological order; graphs have no cycles. order maps position to node, position the other way. */
+/* Stable topological order; graphs have no cycles. order maps position to node, position the other
+ * way. */
 static bool sort_nodes(const struct emulator_graph *graph, size_t *order, size_t *position)
 {
     size_t done = 0;
@@ -99,8 +101,8 @@ static bool may_block(const struct emulator_work *work)
            work->kind == EMULATOR_WORK_WAIT || work->kind == EMULATOR_WORK_WAIT_VALUE;
 }
 
-/* A lane is good for a step if whatever the lane may wait for comes before the step anyway. Sets of steps are bit sets:
- * before[i] what precedes step i, held[l] what lane l may wait for. */
+/* A lane is good for a step if whatever the lane may wait for comes before the step anyway. Sets of
+ * steps are bit sets: before[i] what precedes step i, held[l] what lane l may wait for. */
 static CUresult assign_lanes(struct emulator_exec *exec)
 {
     size_t words = (exec->step_count + 63) / 64;
@@ -230,8 +232,8 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec *handle, CUgraph graph_handle,
 }
 
 #undef cuGraphInstantiate
-EMULATOR_EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec *handle, CUgraph graph, CUgraphNode *node,
-                                               char *log, size_t log_bytes)
+EMULATOR_EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec *handle, CUgraph graph,
+                                               CUgraphNode *node, char *log, size_t log_bytes)
 {
     if (node != NULL) {
         *node = NULL;
@@ -268,7 +270,8 @@ CUresult cuGraphExecDestroy(CUgraphExec handle)
 }
 
 /* Nodes are compared in the order they were added, which re-tracing programs keep. */
-CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph_handle, CUgraphExecUpdateResultInfo *info)
+CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph_handle,
+                              CUgraphExecUpdateResultInfo *info)
 {
     ENTER();
     LOCKED();
@@ -286,8 +289,9 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph_handle, CUgraphE
     for (size_t i = 0; i < exec->step_count && same; i++) {
         struct step *a = &exec->steps[i];
         struct step *b = &fresh->steps[i];
-        same = a->work.kind == b->work.kind && a->dep_count == b->dep_count &&
-               (a->dep_count == 0 || memcmp(a->deps, b->deps, a->dep_count * sizeof(*a->deps)) == 0);
+        same =
+            a->work.kind == b->work.kind && a->dep_count == b->dep_count &&
+            (a->dep_count == 0 || memcmp(a->deps, b->deps, a->dep_count * sizeof(*a->deps)) == 0);
     }
     if (same) {
         struct emulator_exec old = *exec;
@@ -345,8 +349,8 @@ static bool prepare_lanes(struct emulator_exec *exec, struct emulator_context *c
     return true;
 }
 
-/* What a step waits for: its dependencies in other lanes, the beginning of the launch, and, for a wait node, what the
- * event stands for at this moment. */
+/* What a step waits for: its dependencies in other lanes, the beginning of the launch, and, for a
+ * wait node, what the event stands for at this moment. */
 static size_t collect_waits(const struct emulator_exec *exec, const struct step *step,
                             struct emulator_point *const *points, struct emulator_point *begin,
                             struct emulator_point **waits)

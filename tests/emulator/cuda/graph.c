@@ -177,7 +177,8 @@ static CUresult add_node(CUgraphNode *handle, CUgraph graph_handle, const CUgrap
     return CUDA_SUCCESS;
 }
 
-CUresult cuGraphAddEmptyNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *deps, size_t count)
+CUresult cuGraphAddEmptyNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *deps,
+                             size_t count)
 {
     ENTER();
     LOCKED();
@@ -185,8 +186,8 @@ CUresult cuGraphAddEmptyNode(CUgraphNode *handle, CUgraph graph, const CUgraphNo
     return add_node(handle, graph, deps, count, &work);
 }
 
-CUresult cuGraphAddHostNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *deps, size_t count,
-                            const CUDA_HOST_NODE_PARAMS *parameters)
+CUresult cuGraphAddHostNode(CUgraphNode *handle, CUgraph graph, const CUgraphNode *deps,
+                            size_t count, const CUDA_HOST_NODE_PARAMS *parameters)
 {
     ENTER();
     if (parameters == NULL || parameters->fn == NULL) {
@@ -307,9 +308,10 @@ EMULATOR_EXPORT CUresult cuGraphRemoveDependencies(CUgraph graph, const CUgraphN
     return cuGraphRemoveDependencies_v2(graph, from, to, NULL, count);
 }
 
-/* As CUDA's listings do it: with handles NULL the number is returned; else up to *count, the rest NULL. */
-static CUresult list_nodes(struct emulator_node *const *nodes, size_t available, CUgraphNode *handles,
-                           size_t *count)
+/* As CUDA's listings do it: with handles NULL the number is returned; else up to *count, the rest
+ * NULL. */
+static CUresult list_nodes(struct emulator_node *const *nodes, size_t available,
+                           CUgraphNode *handles, size_t *count)
 {
     if (count == NULL) {
         return CUDA_ERROR_INVALID_VALUE;

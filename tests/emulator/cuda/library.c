@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Libraries, modules, kernels, launches. The bytes of an image are not looked at: kernels are found by name among those
- * that were compiled for the host. */
+/* Libraries, modules, kernels, launches. The bytes of an image are not looked at: kernels are found
+ * by name among those that were compiled for the host. */
 #include "tests/emulator/cuda/emulator.h"
 
 #include <stdlib.h>
@@ -64,8 +64,8 @@ static struct emulator_function *find_function(struct emulator_library *library,
     function->context = context;
     function->next = functions;
     functions = function;
-    emulator_object_publish(&function->object, context != NULL ? EMULATOR_FUNCTION : EMULATOR_KERNEL,
-                            release_function);
+    emulator_object_publish(
+        &function->object, context != NULL ? EMULATOR_FUNCTION : EMULATOR_KERNEL, release_function);
     return function;
 }
 

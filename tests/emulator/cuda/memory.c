@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cuMemAlloc, host memory, and the list of known address ranges. Device pointers are host pointers. */
+/* cuMemAlloc, host memory, and the list of known address ranges. Device pointers are host pointers.
+ */
 #include "tests/emulator/cuda/emulator.h"
 
 #include <stdlib.h>
@@ -105,7 +106,8 @@ void emulator_memory_free_context(struct emulator_context *context)
     }
 }
 
-static CUresult allocate(enum emulator_range_kind kind, size_t alignment, void **pointer, size_t bytes)
+static CUresult allocate(enum emulator_range_kind kind, size_t alignment, void **pointer,
+                         size_t bytes)
 {
     if (pointer == NULL || bytes == 0) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -193,8 +195,8 @@ static void sweep(void)
     }
 }
 
-/* CUDA waits here for the work of the context. That would deadlock ranks that share a virtual GPU, so the memory goes
- * away later, once all work that was issued before the call is done. */
+/* CUDA waits here for the work of the context. That would deadlock ranks that share a virtual GPU,
+ * so the memory goes away later, once all work that was issued before the call is done. */
 static CUresult release(enum emulator_range_kind kind, void *pointer, bool registered)
 {
     if (pointer == NULL) {
@@ -314,8 +316,8 @@ CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUdeviceptr p
     return CUDA_SUCCESS;
 }
 
-static CUresult attribute_of(void *data, CUpointer_attribute attribute, struct emulator_range *range,
-                             CUdeviceptr pointer)
+static CUresult attribute_of(void *data, CUpointer_attribute attribute,
+                             struct emulator_range *range, CUdeviceptr pointer)
 {
     bool host = range->kind == EMULATOR_RANGE_HOST;
     switch (attribute) {
@@ -393,7 +395,8 @@ CUresult cuPointerGetAttributes(unsigned int count, CUpointer_attribute *attribu
     return CUDA_SUCCESS;
 }
 
-CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr pointer)
+CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute attribute,
+                               CUdeviceptr pointer)
 {
     ENTER();
     LOCKED();

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Functions whose versions have symbols of their own, newest first; the others are exported under their plain name. */
+/* Functions whose versions have symbols of their own, newest first; the others are exported under
+ * their plain name. */
 static const struct {
     const char *name;
     int version;
@@ -69,20 +70,30 @@ static const struct {
     {"cuGraphNodeGetDependencies", 10000, "cuGraphNodeGetDependencies"},
 };
 
-/* When a function that has only one version was introduced, for those where that matters to callers. */
+/* When a function that has only one version was introduced, for those where that matters to
+ * callers. */
 static const struct {
     const char *name;
     int version;
 } introduced[] = {
-    {"cuLaunchKernelEx", 11060},     {"cuLibraryLoadData", 12000},
-    {"cuLibraryUnload", 12000},      {"cuLibraryGetKernel", 12000},
-    {"cuKernelGetFunction", 12000},  {"cuFuncLoad", 12040},
-    {"cuStreamGetId", 12000},        {"cuStreamGetDevice", 12080},
-    {"cuUserObjectCreate", 11030},   {"cuUserObjectRetain", 11030},
-    {"cuUserObjectRelease", 11030},  {"cuGraphRetainUserObject", 11030},
-    {"cuCtxGetId", 12000},           {"cuGraphAddEventRecordNode", 11010},
-    {"cuGraphAddEventWaitNode", 11010}, {"cuEventRecordWithFlags", 11010},
-    {"cuMemCreate", 10020},          {"cuThreadExchangeStreamCaptureMode", 10010},
+    {"cuLaunchKernelEx", 11060},
+    {"cuLibraryLoadData", 12000},
+    {"cuLibraryUnload", 12000},
+    {"cuLibraryGetKernel", 12000},
+    {"cuKernelGetFunction", 12000},
+    {"cuFuncLoad", 12040},
+    {"cuStreamGetId", 12000},
+    {"cuStreamGetDevice", 12080},
+    {"cuUserObjectCreate", 11030},
+    {"cuUserObjectRetain", 11030},
+    {"cuUserObjectRelease", 11030},
+    {"cuGraphRetainUserObject", 11030},
+    {"cuCtxGetId", 12000},
+    {"cuGraphAddEventRecordNode", 11010},
+    {"cuGraphAddEventWaitNode", 11010},
+    {"cuEventRecordWithFlags", 11010},
+    {"cuMemCreate", 10020},
+    {"cuThreadExchangeStreamCaptureMode", 10010},
 };
 
 static void *own_symbol(const char *name)
@@ -116,7 +127,8 @@ static void *look_up(const char *name, int version, CUdriverProcAddressQueryResu
             since = introduced[i].version;
         }
     }
-    void *symbol = strncmp(name, "cu", 2) == 0 && strstr(name, "_v") == NULL ? own_symbol(name) : NULL;
+    void *symbol =
+        strncmp(name, "cu", 2) == 0 && strstr(name, "_v") == NULL ? own_symbol(name) : NULL;
     if (since > emulator_driver_version() || (!versioned && symbol == NULL)) {
         *status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
         return NULL;
@@ -129,7 +141,8 @@ static void *look_up(const char *name, int version, CUdriverProcAddressQueryResu
 }
 
 EMULATOR_EXPORT CUresult cuGetProcAddress_v2(const char *name, void **function, int version,
-                                             cuuint64_t flags, CUdriverProcAddressQueryResult *status)
+                                             cuuint64_t flags,
+                                             CUdriverProcAddressQueryResult *status)
 {
     if (name == NULL || function == NULL || version < 2000 || version > 99990 ||
         flags > CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) {

@@ -141,7 +141,8 @@ static bool blocks_on_legacy(const struct emulator_stream *stream)
     return !stream->internal && !stream->legacy && (stream->flags & CU_STREAM_NON_BLOCKING) == 0;
 }
 
-/* The tails that the legacy stream's rule makes an operation wait for; at most one per stream of the context. */
+/* The tails that the legacy stream's rule makes an operation wait for; at most one per stream of
+ * the context. */
 static size_t legacy_waits(const struct emulator_stream *stream, struct emulator_point **waits)
 {
     size_t count = 0;
@@ -167,7 +168,8 @@ struct emulator_point *emulator_stream_push(struct emulator_stream *stream,
                                             struct emulator_object *hold)
 {
     bool ruled = stream->legacy || blocks_on_legacy(stream);
-    /* A tail may be reached between the two looks, so the second one gives the number that counts. */
+    /* A tail may be reached between the two looks, so the second one gives the number that counts.
+     */
     size_t more = ruled ? legacy_waits(stream, NULL) : 0;
     struct emulator_operation *operation =
         calloc(1, sizeof(*operation) + (wait_count + more) * sizeof(operation->waits[0]));
@@ -266,7 +268,8 @@ size_t emulator_stream_count(void)
     return live_streams;
 }
 
-struct emulator_point **emulator_context_tails(const struct emulator_context *context, size_t *count)
+struct emulator_point **emulator_context_tails(const struct emulator_context *context,
+                                               size_t *count)
 {
     size_t most = 1;
     for (const struct emulator_stream *s = context->streams; s != NULL; s = s->next) {
@@ -274,7 +277,8 @@ struct emulator_point **emulator_context_tails(const struct emulator_context *co
     }
     struct emulator_point **tails = calloc(most, sizeof(*tails));
     *count = 0;
-    for (const struct emulator_stream *s = context->streams; s != NULL && tails != NULL; s = s->next) {
+    for (const struct emulator_stream *s = context->streams; s != NULL && tails != NULL;
+         s = s->next) {
         if (s->tail != NULL && !emulator_point_reached(s->tail)) {
             tails[(*count)++] = emulator_point_hold(s->tail);
         }
@@ -508,8 +512,8 @@ static CUresult word_operation(enum emulator_work_kind kind, CUstream handle, CU
     if (result != CUDA_SUCCESS) {
         return result;
     }
-    struct emulator_work work = {
-        .kind = kind, .word = {(void *)(uintptr_t)address, value, flags, width}};
+    struct emulator_work work = {.kind = kind,
+                                 .word = {(void *)(uintptr_t)address, value, flags, width}};
     return emulator_submit(stream, &work, NULL);
 }
 

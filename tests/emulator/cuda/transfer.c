@@ -28,7 +28,8 @@ static CUresult wait_for(struct emulator_point *point)
     return CUDA_SUCCESS;
 }
 
-/* Pageable memory: a source is copied before the call returns, a target is complete when it does. */
+/* Pageable memory: a source is copied before the call returns, a target is complete when it does.
+ */
 static CUresult copy_on(CUstream handle, bool synchronous, void *to, enum side to_side,
                         const void *from, enum side from_side, size_t bytes)
 {
@@ -46,9 +47,8 @@ static CUresult copy_on(CUstream handle, bool synchronous, void *to, enum side t
         if (!side_fits(to, bytes, to_side) || !side_fits(from, bytes, from_side)) {
             return CUDA_ERROR_INVALID_VALUE;
         }
-        struct emulator_work work = {
-            .kind = EMULATOR_WORK_COPY,
-            .copy = {.to = to, .from = from, .bytes = bytes, .rows = 1}};
+        struct emulator_work work = {.kind = EMULATOR_WORK_COPY,
+                                     .copy = {.to = to, .from = from, .bytes = bytes, .rows = 1}};
         bool wait = synchronous || !emulator_range_covers(to, bytes);
         if (!wait && stream->capture == NULL && !emulator_range_covers(from, bytes)) {
             work.copy.staged = malloc(bytes);
@@ -115,8 +115,8 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CU
                    bytes);
 }
 
-CUresult cuMemcpyPeer(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context,
-                      size_t bytes)
+CUresult cuMemcpyPeer(CUdeviceptr to, CUcontext to_context, CUdeviceptr from,
+                      CUcontext from_context, size_t bytes)
 {
     ENTER();
     (void)to_context;
@@ -135,8 +135,8 @@ CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr fro
 }
 
 /* value of width bytes, count of them a row. A pitch of 0 means one row. */
-static CUresult set_on(CUstream handle, bool synchronous, CUdeviceptr to, size_t pitch, uint32_t value,
-                       unsigned width, size_t count, size_t rows)
+static CUresult set_on(CUstream handle, bool synchronous, CUdeviceptr to, size_t pitch,
+                       uint32_t value, unsigned width, size_t count, size_t rows)
 {
     struct emulator_point *point = NULL;
     {
@@ -150,11 +150,12 @@ static CUresult set_on(CUstream handle, bool synchronous, CUdeviceptr to, size_t
             return result;
         }
         size_t bytes = (rows - 1) * pitch + count * width;
-        if (to % width != 0 || pitch % width != 0 || !emulator_range_covers(pointer_of(to), bytes)) {
+        if (to % width != 0 || pitch % width != 0 ||
+            !emulator_range_covers(pointer_of(to), bytes)) {
             return CUDA_ERROR_INVALID_VALUE;
         }
-        struct emulator_work work = {
-            .kind = EMULATOR_WORK_SET, .set = {pointer_of(to), value, width, count, rows, pitch}};
+        struct emulator_work work = {.kind = EMULATOR_WORK_SET,
+                                     .set = {pointer_of(to), value, width, count, rows, pitch}};
         result = emulator_submit(stream, &work, synchronous ? &point : NULL);
         if (result != CUDA_SUCCESS || point == NULL) {
             return result;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* User objects: a destructor that runs when neither the program nor a graph refers to the object any more. */
+/* User objects: a destructor that runs when neither the program nor a graph refers to the object
+ * any more. */
 #include "tests/emulator/cuda/emulator.h"
 
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Virtual memory management: an allocation is a memfd, so a descriptor of it works in any process. A mapping can be
- * touched only after cuMemSetAccess, and a wild access faults. */
+/* Virtual memory management: an allocation is a memfd, so a descriptor of it works in any process.
+ * A mapping can be touched only after cuMemSetAccess, and a wild access faults. */
 #define _GNU_SOURCE
 #include "tests/emulator/cuda/emulator.h"
 
@@ -116,8 +116,7 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle)
 {
     ENTER();
     LOCKED();
-    struct emulator_allocation *allocation =
-        EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
+    struct emulator_allocation *allocation = EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
     if (allocation == NULL || allocation->handles == 0) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -133,8 +132,7 @@ CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHan
 {
     ENTER();
     LOCKED();
-    struct emulator_allocation *allocation =
-        EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
+    struct emulator_allocation *allocation = EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
     if (shareable == NULL || allocation == NULL || flags != 0) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -190,8 +188,7 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
 {
     ENTER();
     LOCKED();
-    struct emulator_allocation *allocation =
-        EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
+    struct emulator_allocation *allocation = EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
     if (prop == NULL || allocation == NULL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -205,8 +202,8 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
     return CUDA_SUCCESS;
 }
 
-CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t bytes, size_t alignment, CUdeviceptr wanted,
-                             unsigned long long flags)
+CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t bytes, size_t alignment,
+                             CUdeviceptr wanted, unsigned long long flags)
 {
     ENTER();
     (void)wanted; /* a hint only */
@@ -275,8 +272,7 @@ CUresult cuMemMap(CUdeviceptr pointer, size_t bytes, size_t offset,
     ENTER();
     LOCKED();
     char *base = (char *)(uintptr_t)pointer;
-    struct emulator_allocation *allocation =
-        EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
+    struct emulator_allocation *allocation = EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
     if (allocation == NULL || flags != 0 || bytes == 0 || !aligned(bytes) || !aligned(offset) ||
         !aligned((size_t)pointer) || offset > allocation->bytes ||
         bytes > allocation->bytes - offset || !reserved(base, bytes)) {
@@ -347,7 +343,8 @@ static CUresult protect(struct emulator_range *range, int protection)
                                                                 : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-CUresult cuMemSetAccess(CUdeviceptr pointer, size_t bytes, const CUmemAccessDesc *access, size_t count)
+CUresult cuMemSetAccess(CUdeviceptr pointer, size_t bytes, const CUmemAccessDesc *access,
+                        size_t count)
 {
     ENTER();
     if (access == NULL || count == 0) {

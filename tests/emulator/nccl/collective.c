@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The collectives' entry points: argument checks in NCCL's order, then into the (perhaps implicit) group. */
+/* The collectives' entry points: argument checks in NCCL's order, then into the (perhaps implicit)
+ * group. */
 #include "tests/emulator/nccl/internal.h"
 
 #include <string.h>
@@ -59,8 +60,10 @@ static ncclResult_t check(struct emulated_task *task, const char *function)
     if (result != ncclSuccess || task->count == 0) {
         return result;
     }
-    bool reads = task->kind != TASK_RECV && (task->kind != TASK_BROADCAST || comm->rank == task->root);
-    bool writes = task->kind != TASK_SEND && (task->kind != TASK_REDUCE || comm->rank == task->root);
+    bool reads =
+        task->kind != TASK_RECV && (task->kind != TASK_BROADCAST || comm->rank == task->root);
+    bool writes =
+        task->kind != TASK_SEND && (task->kind != TASK_REDUCE || comm->rank == task->root);
     if ((reads && task->send == NULL) || (writes && task->recv == NULL)) {
         WARN("%s : a buffer is NULL", function);
         return ncclInvalidArgument;
@@ -77,7 +80,8 @@ static ncclResult_t enqueue(struct emulated_task *task, const char *function)
     if (task->count == 0) {
         return ncclSuccess;
     }
-    INFO("%s: sendbuff %p recvbuff %p count %zu datatype %d op %d root %d comm %p [nranks=%d] stream %p",
+    INFO("%s: sendbuff %p recvbuff %p count %zu datatype %d op %d root %d comm %p [nranks=%d] "
+         "stream %p",
          function, task->send, task->recv, task->count, task->type, task->op, task->root,
          (void *)task->comm, task->comm->nranks, (void *)task->stream);
     bool transfer = task->kind == TASK_SEND || task->kind == TASK_RECV;
@@ -94,29 +98,47 @@ ncclResult_t pncclAllReduce(const void *send, void *recv, size_t count, ncclData
                             ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
 {
     ENTER_API();
-    struct emulated_task task = {.kind = TASK_ALL_REDUCE, .send = send, .recv = recv, .count = count,
-                                 .type = type, .op = op, .comm = comm, .stream = stream};
+    struct emulated_task task = {.kind = TASK_ALL_REDUCE,
+                                 .send = send,
+                                 .recv = recv,
+                                 .count = count,
+                                 .type = type,
+                                 .op = op,
+                                 .comm = comm,
+                                 .stream = stream};
     return enqueue(&task, "AllReduce");
 }
 EMULATED_ALIAS(ncclAllReduce);
 
-ncclResult_t pncclReduce(const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op,
-                         int root, ncclComm_t comm, cudaStream_t stream)
+ncclResult_t pncclReduce(const void *send, void *recv, size_t count, ncclDataType_t type,
+                         ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t stream)
 {
     ENTER_API();
-    struct emulated_task task = {.kind = TASK_REDUCE, .send = send, .recv = recv, .count = count,
-                                 .type = type, .op = op, .root = root, .comm = comm,
+    struct emulated_task task = {.kind = TASK_REDUCE,
+                                 .send = send,
+                                 .recv = recv,
+                                 .count = count,
+                                 .type = type,
+                                 .op = op,
+                                 .root = root,
+                                 .comm = comm,
                                  .stream = stream};
     return enqueue(&task, "Reduce");
 }
 EMULATED_ALIAS(ncclReduce);
 
-ncclResult_t pncclBroadcast(const void *send, void *recv, size_t count, ncclDataType_t type, int root,
-                            ncclComm_t comm, cudaStream_t stream)
+ncclResult_t pncclBroadcast(const void *send, void *recv, size_t count, ncclDataType_t type,
+                            int root, ncclComm_t comm, cudaStream_t stream)
 {
     ENTER_API();
-    struct emulated_task task = {.kind = TASK_BROADCAST, .send = send, .recv = recv, .count = count,
-                                 .type = type, .root = root, .comm = comm, .stream = stream};
+    struct emulated_task task = {.kind = TASK_BROADCAST,
+                                 .send = send,
+                                 .recv = recv,
+                                 .count = count,
+                                 .type = type,
+                                 .root = root,
+                                 .comm = comm,
+                                 .stream = stream};
     return enqueue(&task, "Broadcast");
 }
 EMULATED_ALIAS(ncclBroadcast);
@@ -134,8 +156,13 @@ ncclResult_t pncclReduceScatter(const void *send, void *recv, size_t count, nccl
                                 ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
 {
     ENTER_API();
-    struct emulated_task task = {.kind = TASK_REDUCE_SCATTER, .send = send, .recv = recv,
-                                 .count = count, .type = type, .op = op, .comm = comm,
+    struct emulated_task task = {.kind = TASK_REDUCE_SCATTER,
+                                 .send = send,
+                                 .recv = recv,
+                                 .count = count,
+                                 .type = type,
+                                 .op = op,
+                                 .comm = comm,
                                  .stream = stream};
     return enqueue(&task, "ReduceScatter");
 }
@@ -145,8 +172,13 @@ ncclResult_t pncclAllGather(const void *send, void *recv, size_t count, ncclData
                             ncclComm_t comm, cudaStream_t stream)
 {
     ENTER_API();
-    struct emulated_task task = {.kind = TASK_ALL_GATHER, .send = send, .recv = recv, .count = count,
-                                 .type = type, .comm = comm, .stream = stream};
+    struct emulated_task task = {.kind = TASK_ALL_GATHER,
+                                 .send = send,
+                                 .recv = recv,
+                                 .count = count,
+                                 .type = type,
+                                 .comm = comm,
+                                 .stream = stream};
     return enqueue(&task, "AllGather");
 }
 EMULATED_ALIAS(ncclAllGather);
@@ -154,13 +186,19 @@ EMULATED_ALIAS(ncclAllGather);
 static ncclResult_t transfer(enum emulated_kind kind, const void *send, void *recv, size_t count,
                              ncclDataType_t type, int peer, ncclComm_t comm, CUstream stream)
 {
-    struct emulated_task task = {.kind = kind, .send = send, .recv = recv, .count = count,
-                                 .type = type, .root = peer, .comm = comm, .stream = stream};
+    struct emulated_task task = {.kind = kind,
+                                 .send = send,
+                                 .recv = recv,
+                                 .count = count,
+                                 .type = type,
+                                 .root = peer,
+                                 .comm = comm,
+                                 .stream = stream};
     return enqueue(&task, kind == TASK_SEND ? "Send" : "Recv");
 }
 
-ncclResult_t pncclSend(const void *send, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
-                       cudaStream_t stream)
+ncclResult_t pncclSend(const void *send, size_t count, ncclDataType_t type, int peer,
+                       ncclComm_t comm, cudaStream_t stream)
 {
     ENTER_API();
     return transfer(TASK_SEND, send, NULL, count, type, peer, comm, stream);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Collectives as they run on a stream's thread: in rounds over the shared slots, one barrier a round. Two slots a rank
- * take turns, so a slot is written again only after every reader has passed the next barrier. */
+/* Collectives as they run on a stream's thread: in rounds over the shared slots, one barrier a
+ * round. Two slots a rank take turns, so a slot is written again only after every reader has passed
+ * the next barrier. */
 #include "tests/emulator/nccl/internal.h"
 
 #include <sched.h>
@@ -18,13 +19,15 @@ static bool same_call(const struct emulated_signature *a, const struct emulated_
            a->type == b->type && a->op == b->op && a->root == b->root;
 }
 
-/* After the first barrier of a collective: real ranks that disagree would hang or compute nonsense. */
+/* After the first barrier of a collective: real ranks that disagree would hang or compute nonsense.
+ */
 static bool all_agree(ncclComm_t comm)
 {
     struct emulated_signature *all = comm->segment->signatures[comm->slot_parity & 1];
     for (int rank = 1; rank < comm->nranks; rank++) {
         if (!same_call(&all[rank], &all[0])) {
-            WARN("Ranks 0 and %d disagree: collective %lu is kind %u count %lu type %u op %u root %u "
+            WARN("Ranks 0 and %d disagree: collective %lu is kind %u count %lu type %u op %u root "
+                 "%u "
                  "on the one and %lu: %u %lu %u %u %u on the other",
                  rank, all[0].sequence, all[0].kind, all[0].count, all[0].type, all[0].op,
                  all[0].root, all[rank].sequence, all[rank].kind, all[rank].count, all[rank].type,
@@ -157,7 +160,8 @@ static size_t move(ncclComm_t comm, struct transfer *transfer)
                      (char *)task->recv + transfer->done, left);
 }
 
-/* All sends and receives of a group advance together; those of one direction and peer one after the other. */
+/* All sends and receives of a group advance together; those of one direction and peer one after the
+ * other. */
 static void run_transfers(ncclComm_t comm, const struct emulated_task *tasks, size_t count)
 {
     struct transfer *transfers = calloc(count, sizeof(*transfers));

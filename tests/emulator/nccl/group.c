@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Groups: everything waits for the outermost end; one error and nothing of the group is launched. */
+/* Groups: everything waits for the outermost end; one error and nothing of the group is launched.
+ */
 #include "tests/emulator/nccl/internal.h"
 
 #include <pthread.h>

@@ -33,8 +33,8 @@ ncclResult_t emulated_current_context(CUcontext *context)
     return result;
 }
 
-static ncclResult_t create(const struct emulated_job *job, const ncclUniqueId *id, int rank, int nranks,
-                           uint64_t hash, ncclComm_t *out)
+static ncclResult_t create(const struct emulated_job *job, const ncclUniqueId *id, int rank,
+                           int nranks, uint64_t hash, ncclComm_t *out)
 {
     ncclComm_t comm = calloc(1, sizeof(*comm));
     if (comm == NULL) {
@@ -116,8 +116,8 @@ static ncclResult_t child_id(ncclComm_t parent, const int *members, int count, n
     return result;
 }
 
-static ncclResult_t make_child(const struct emulated_job *job, const int *members, int count, int color,
-                               ncclComm_t *comm)
+static ncclResult_t make_child(const struct emulated_job *job, const int *members, int count,
+                               int color, ncclComm_t *comm)
 {
     ncclComm_t parent = job->parent;
     ncclUniqueId id;
@@ -125,8 +125,8 @@ static ncclResult_t make_child(const struct emulated_job *job, const int *member
     while (members[rank] != parent->rank) {
         rank++;
     }
-    uint64_t hash = mix(mix(parent->hash, &parent->splits, sizeof(parent->splits)), &color,
-                        sizeof(color));
+    uint64_t hash =
+        mix(mix(parent->hash, &parent->splits, sizeof(parent->splits)), &color, sizeof(color));
     ncclResult_t result = child_id(parent, members, count, &id);
     return result != ncclSuccess ? result : create(job, &id, rank, count, hash, comm);
 }
@@ -209,7 +209,8 @@ ncclResult_t emulated_job_run(struct emulated_job *job)
     return result;
 }
 
-/* The configuration's size and magic tell whether it was initialised; the version which fields it has. */
+/* The configuration's size and magic tell whether it was initialised; the version which fields it
+ * has. */
 static ncclResult_t read_config(const ncclConfig_t *config, struct emulated_job *job)
 {
     if (config == NULL) {
@@ -372,8 +373,8 @@ ncclResult_t pncclCommSplit(ncclComm_t parent, int color, int key, ncclComm_t *c
         WARN("CommSplit : bad arguments, color %d", color);
         result = ncclInvalidArgument;
     }
-    struct emulated_job job = {.kind = JOB_SPLIT, .result = child, .parent = parent, .color = color,
-                               .key = key};
+    struct emulated_job job = {
+        .kind = JOB_SPLIT, .result = child, .parent = parent, .color = color, .key = key};
     if (result == ncclSuccess) {
         job.context = parent->context;
         result = parent->revoked ? ncclInvalidUsage : read_config(config, &job);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of the emulated NCCL. It speaks only the CUDA driver API, moves data through shared memory, and knows no
- * plugin by name. */
+/* Inside of the emulated NCCL. It speaks only the CUDA driver API, moves data through shared
+ * memory, and knows no plugin by name. */
 #ifndef LAMPREY_TESTS_EMULATOR_NCCL_INTERNAL_H
 #define LAMPREY_TESTS_EMULATOR_NCCL_INTERNAL_H
 
@@ -119,8 +119,8 @@ struct ncclComm {
     CUevent join;
     uint64_t capture_id;
     CUgraphNode capture_node;
-    unsigned slot_parity;  /* of the stream side, only its thread touches it */
-    uint64_t sequence;     /* of collectives run */
+    unsigned slot_parity; /* of the stream side, only its thread touches it */
+    uint64_t sequence;    /* of collectives run */
     uint32_t mail_sent[EMULATED_MAX_RANKS];
     uint32_t mail_taken;
     uint32_t splits;
@@ -153,7 +153,8 @@ struct emulated_job {
 };
 /* Runs a set-up on the calling thread and stores the communicator. */
 ncclResult_t emulated_job_run(struct emulated_job *job);
-/* The calling thread's context; makes device 0's primary one current when there is none, as the CUDA runtime would. */
+/* The calling thread's context; makes device 0's primary one current when there is none, as the
+ * CUDA runtime would. */
 ncclResult_t emulated_current_context(CUcontext *context);
 
 /* group.c */
@@ -173,7 +174,8 @@ struct emulated_task {
     size_t count;
     ncclDataType_t type;
     ncclRedOp_t op;
-    struct emulated_op custom; /* when op is a user's: a copy, since the op may be destroyed before the group ends */
+    struct emulated_op custom; /* when op is a user's: a copy, since the op may be destroyed before
+                                  the group ends */
     int root;                  /* or peer */
     ncclComm_t comm;
     CUstream stream;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Puts the work of a group on streams. All work of a communicator is in order, whatever streams it is on and whether it
- * is captured: an event stands for its end, waited for and recorded by live work and, as external nodes, by graphs. */
+/* Puts the work of a group on streams. All work of a communicator is in order, whatever streams it
+ * is on and whether it is captured: an event stands for its end, waited for and recorded by live
+ * work and, as external nodes, by graphs. */
 #include "tests/emulator/nccl/internal.h"
 
 #include <stdlib.h>
@@ -17,7 +18,8 @@ static void run_payload(void *argument)
 {
     struct payload *payload = argument;
     if (payload->comm->destroyed) {
-        WARN("A graph runs collectives of communicator %p, which was destroyed", (void *)payload->comm);
+        WARN("A graph runs collectives of communicator %p, which was destroyed",
+             (void *)payload->comm);
     } else {
         emulated_execute(payload->comm, payload->tasks, payload->count);
     }
@@ -62,9 +64,8 @@ static ncclResult_t look(CUstream stream, struct capture *capture, const CUgraph
                          size_t *count)
 {
     memset(capture, 0, sizeof(*capture));
-    ncclResult_t result =
-        CUDA_TRY(cuStreamGetCaptureInfo_v3(stream, &capture->status, &capture->id, &capture->graph,
-                                        nodes, NULL, count));
+    ncclResult_t result = CUDA_TRY(cuStreamGetCaptureInfo_v3(stream, &capture->status, &capture->id,
+                                                             &capture->graph, nodes, NULL, count));
     if (result == ncclSuccess && capture->status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
         WARN("The stream's capture is no longer valid");
         return ncclInvalidUsage;
@@ -80,8 +81,8 @@ static ncclResult_t launch_captured(ncclComm_t comm, CUstream stream, const stru
         return result;
     }
     if (comm->capture_id == capture->id) {
-        result = CUDA_TRY(cuStreamUpdateCaptureDependencies_v2(
-            stream, &comm->capture_node, NULL, 1, CU_STREAM_ADD_CAPTURE_DEPENDENCIES));
+        result = CUDA_TRY(cuStreamUpdateCaptureDependencies_v2(stream, &comm->capture_node, NULL, 1,
+                                                               CU_STREAM_ADD_CAPTURE_DEPENDENCIES));
     } else {
         result = CUDA_TRY(cuStreamWaitEvent(stream, comm->serial, CU_EVENT_WAIT_EXTERNAL));
     }
@@ -138,7 +139,8 @@ static ncclResult_t launch_one(ncclComm_t comm, CUstream stream, const struct em
     return launch_live(comm, stream, payload);
 }
 
-/* The streams of one communicator in a group: the first carries the work, the others join before and wait after. */
+/* The streams of one communicator in a group: the first carries the work, the others join before
+ * and wait after. */
 static ncclResult_t join_streams(ncclComm_t comm, const struct emulated_task *tasks, size_t count,
                                  bool before)
 {

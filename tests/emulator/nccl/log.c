@@ -39,9 +39,10 @@ static void open_file(const char *pattern)
     for (; *pattern != '\0' && length + 80 < sizeof(path); pattern++) {
         if (pattern[0] == '%' && (pattern[1] == 'h' || pattern[1] == 'p')) {
             pattern++;
-            length += (size_t)(*pattern == 'h'
-                                   ? snprintf(path + length, sizeof(path) - length, "%s", host)
-                                   : snprintf(path + length, sizeof(path) - length, "%d", getpid()));
+            length +=
+                (size_t)(*pattern == 'h'
+                             ? snprintf(path + length, sizeof(path) - length, "%s", host)
+                             : snprintf(path + length, sizeof(path) - length, "%d", getpid()));
         } else {
             path[length++] = *pattern;
         }
@@ -71,8 +72,8 @@ static void start(void)
     }
 }
 
-void emulated_log(int level, unsigned long subsystems, const char *file, int line, const char *format,
-                  ...)
+void emulated_log(int level, unsigned long subsystems, const char *file, int line,
+                  const char *format, ...)
 {
     (void)subsystems;
     pthread_once(&once, start);
@@ -93,7 +94,8 @@ void emulated_log(int level, unsigned long subsystems, const char *file, int lin
     if (level == LOG_VERSION) {
         fprintf(output, "%s\n", text);
     } else if (level == LOG_WARN) {
-        fprintf(output, "\n%s:%d:%ld %s:%d NCCL WARN %s\n", host, getpid(), thread, file, line, text);
+        fprintf(output, "\n%s:%d:%ld %s:%d NCCL WARN %s\n", host, getpid(), thread, file, line,
+                text);
     } else {
         fprintf(output, "%s:%d:%ld NCCL INFO %s\n", host, getpid(), thread, text);
     }
@@ -120,7 +122,8 @@ static void parse_faults(void)
         if (fault_count + 1 == MAX_FAULTS ||
             sscanf(item, "%63[^:]:%lu:%d", faults[fault_count].name, &faults[fault_count].nth,
                    &result) < 2) {
-            fprintf(stderr, "emulator: LAMPREY_EMULATOR_NCCL_FAIL: \"%s\" is not function:n[:result]\n",
+            fprintf(stderr,
+                    "emulator: LAMPREY_EMULATOR_NCCL_FAIL: \"%s\" is not function:n[:result]\n",
                     item);
         } else {
             faults[fault_count++].result = (ncclResult_t)result;

@@ -93,7 +93,8 @@ ncclResult_t pncclMemAlloc(void **pointer, size_t bytes)
         return result;
     }
     int count = 0;
-    CUmemAccessDesc access = {.location = prop.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUmemAccessDesc access = {.location = prop.location,
+                              .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     result = CUDA_TRY(cuDeviceGetCount(&count));
     if (result == ncclSuccess) {
         result = CUDA_TRY(cuMemSetAccess(address, size, &access, 1));
@@ -164,8 +165,8 @@ ncclResult_t pncclCommDeregister(const ncclComm_t comm, void *handle)
 }
 EMULATED_ALIAS(ncclCommDeregister);
 
-ncclResult_t pncclCommWindowRegister(ncclComm_t comm, void *buffer, size_t bytes, ncclWindow_t *window,
-                                     int flags)
+ncclResult_t pncclCommWindowRegister(ncclComm_t comm, void *buffer, size_t bytes,
+                                     ncclWindow_t *window, int flags)
 {
     ENTER_API();
     (void)flags;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Plugins as NCCL 2.28.9 loads them: the same variables, file names, symbols, order and life time. */
+/* Plugins as NCCL 2.28.9 loads them: the same variables, file names, symbols, order and life time.
+ */
 #define _GNU_SOURCE
 #include "tests/emulator/nccl/internal.h"
 
@@ -126,7 +127,9 @@ static int net_users;
 static int profiler_mask;
 static int tuner_loads; /* communicators so far; see release_tuner */
 
-/* environment ------------------------------------------------------------------------------------------------- */
+/* environment
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static void read_conf(const char *path)
 {
@@ -162,14 +165,13 @@ static void read_conf_files(void)
     read_conf("/etc/nccl.conf");
 }
 
-/* NCCL's naming: as given, then <prefix>-<name>.so unless it is a path or a complete library name. "STATIC_PLUGIN", or any
- * beginning of it, means the program itself. */
+/* NCCL's naming: as given, then <prefix>-<name>.so unless it is a path or a complete library name.
+ * "STATIC_PLUGIN", or any beginning of it, means the program itself. */
 static void *open_library(const char *prefix, const char *name)
 {
     char path[256];
     void *handle = NULL;
-    if (name != NULL && *name != '\0' &&
-        strncasecmp(name, "STATIC_PLUGIN", strlen(name)) == 0) {
+    if (name != NULL && *name != '\0' && strncasecmp(name, "STATIC_PLUGIN", strlen(name)) == 0) {
         return dlopen(NULL, RTLD_NOW | RTLD_LOCAL);
     }
     if (name == NULL || *name == '\0') {
@@ -179,7 +181,8 @@ static void *open_library(const char *prefix, const char *name)
         snprintf(path, sizeof(path), "%s", name);
         handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         size_t length = strlen(path);
-        bool complete = strncmp(path, "lib", 3) == 0 && length > 3 && strcmp(path + length - 3, ".so") == 0;
+        bool complete =
+            strncmp(path, "lib", 3) == 0 && length > 3 && strcmp(path + length - 3, ".so") == 0;
         if (handle == NULL && strchr(path, '/') == NULL && !complete) {
             INFO("Could not open %s: %s", path, dlerror());
             snprintf(path, sizeof(path), "%s-%s.so", prefix, name);
@@ -240,7 +243,9 @@ const char *emulated_getenv(const char *name)
     return table != NULL ? table->get(name) : getenv(name);
 }
 
-/* symbols -------------------------------------------------------------------------------------------------------- */
+/* symbols
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 static const void *find_table(void *handle, const char *stem, int newest, int oldest, int *version)
 {
@@ -257,7 +262,9 @@ static const void *find_table(void *handle, const char *stem, int newest, int ol
     return NULL;
 }
 
-/* net ------------------------------------------------------------------------------------------------------------ */
+/* net
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 static ncclResult_t profiler_callback(void **handle, int type, void *parent, int64_t id, void *data)
 {
@@ -350,7 +357,9 @@ static void release_nets(ncclComm_t comm)
     }
 }
 
-/* profiler -------------------------------------------------------------------------------------------------------- */
+/* profiler
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 /* A plugin without a file of its own may sit in the first network's. */
 static void *open_with_net(const char *prefix, const char *variable)
@@ -375,15 +384,15 @@ static ncclResult_t init_profiler(ncclComm_t comm, void **context)
     const char *name = comm->name[0] != '\0' ? comm->name : NULL;
     if (profiler.version >= 5) {
         ncclResult_t (*init)(void **, uint64_t, int *, const char *, int, int, int, logger) =
-            (ncclResult_t(*)(void **, uint64_t, int *, const char *, int, int, int, logger))
-                plugin->init;
+            (ncclResult_t(*)(void **, uint64_t, int *, const char *, int, int, int,
+                             logger))plugin->init;
         return init(context, comm->hash, &profiler_mask, name, 1, comm->nranks, comm->rank,
                     emulated_log);
     }
     if (profiler.version == 4) {
         ncclResult_t (*init)(void **, int *, const char *, uint64_t, int, int, int, logger) =
-            (ncclResult_t(*)(void **, int *, const char *, uint64_t, int, int, int, logger))
-                plugin->init;
+            (ncclResult_t(*)(void **, int *, const char *, uint64_t, int, int, int,
+                             logger))plugin->init;
         return init(context, &profiler_mask, name, comm->hash, 1, comm->nranks, comm->rank,
                     emulated_log);
     }
@@ -418,7 +427,9 @@ static void release_profiler(ncclComm_t comm)
     }
 }
 
-/* tuner ------------------------------------------------------------------------------------------------------------ */
+/* tuner
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 static bool open_tuner(void)
 {
@@ -451,7 +462,8 @@ static ncclResult_t init_tuner(ncclComm_t comm, void **context)
     return plugin->init(nranks, 1, emulated_log, context);
 }
 
-/* In 2.28.9 only the communicator that loaded the tuner gives its reference back, so with several it stays open. */
+/* In 2.28.9 only the communicator that loaded the tuner gives its reference back, so with several
+ * it stays open. */
 static void release_tuner(ncclComm_t comm)
 {
     const struct tuner_plugin_v4 *plugin = tuner.table;
@@ -470,7 +482,7 @@ static void release_tuner(ncclComm_t comm)
 ncclResult_t emulated_plugins_collective(const struct emulated_task *task, int same_group)
 {
     static const int functions[] = {
-        [TASK_ALL_REDUCE] = 4, [TASK_REDUCE] = 1, [TASK_BROADCAST] = 0,
+        [TASK_ALL_REDUCE] = 4, [TASK_REDUCE] = 1,         [TASK_BROADCAST] = 0,
         [TASK_ALL_GATHER] = 2, [TASK_REDUCE_SCATTER] = 3,
     };
     ncclComm_t comm = task->comm;
@@ -510,7 +522,8 @@ ncclResult_t emulated_plugins_collective(const struct emulated_task *task, int s
                           &channels);
 }
 
-/* -------------------------------------------------------------------------------------------------------------------- */
+/* --------------------------------------------------------------------------------------------------------------------
+ */
 
 ncclResult_t emulated_plugins_load(ncclComm_t comm)
 {

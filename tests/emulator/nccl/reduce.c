@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reductions in rank order: 16-bit floats in fp32, everything else in its own width or wider, rounded once. */
+/* Reductions in rank order: 16-bit floats in fp32, everything else in its own width or wider,
+ * rounded once. */
 #include "tests/emulator/nccl/internal.h"
 
 #include <string.h>
@@ -94,7 +95,8 @@ DEFINE_REDUCE(reduce_uint32, uint32_t, uint64_t, PLAIN, PLAIN, INTEGER_ADD, INTE
 DEFINE_REDUCE(reduce_int64, int64_t, int64_t, PLAIN, PLAIN, INTEGER_ADD, INTEGER_MULTIPLY)
 DEFINE_REDUCE(reduce_uint64, uint64_t, uint64_t, PLAIN, PLAIN, INTEGER_ADD, INTEGER_MULTIPLY)
 DEFINE_REDUCE(reduce_float16, _Float16, float, (float), (_Float16), FLOAT_ADD, FLOAT_MULTIPLY)
-DEFINE_REDUCE(reduce_bfloat16, uint16_t, float, from_bfloat16, to_bfloat16, FLOAT_ADD, FLOAT_MULTIPLY)
+DEFINE_REDUCE(reduce_bfloat16, uint16_t, float, from_bfloat16, to_bfloat16, FLOAT_ADD,
+              FLOAT_MULTIPLY)
 DEFINE_REDUCE(reduce_float32, float, float, PLAIN, PLAIN, FLOAT_ADD, FLOAT_MULTIPLY)
 DEFINE_REDUCE(reduce_float64, double, double, PLAIN, PLAIN, FLOAT_ADD, FLOAT_MULTIPLY)
 

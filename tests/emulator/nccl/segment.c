@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rendezvous: the process that made the unique id holds an anonymous memory file and hands it, over a socket with an
- * unguessable abstract name, to every rank that asks. So nothing has a name in a file system and nothing can be left
- * behind, whoever dies. */
+/* Rendezvous: the process that made the unique id holds an anonymous memory file and hands it, over
+ * a socket with an unguessable abstract name, to every rank that asks. So nothing has a name in a
+ * file system and nothing can be left behind, whoever dies. */
 #define _GNU_SOURCE
 #include "tests/emulator/nccl/internal.h"
 
