@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* aarch64. An entry is one instruction and one store, so nobody is ever held: a branch, within 128
- * MB of which the island must lie. */
+/* aarch64. The site is one instruction, changed by one store, so nobody is ever held: a branch,
+ * within 128 MB of which the island must lie. The architecture promises that running threads see
+ * either the old or the new instruction only for branches and the like; processors do so for all.
+ * Assembled and run under an emulator, not yet on hardware. */
 #include "plugin/hook_arch.h"
 
 #ifdef __aarch64__
@@ -10,10 +12,15 @@
 
 enum {
     INSTRUCTION_BYTES = 4,
-    BTI_C = 0xd503245f,
-    PACIASP = 0xd503233f,
-    AUTIASP = 0xd50323bf,
 };
+
+/* These don't fit an enumerator's int. */
+static const uint32_t nop = 0xd503201f;
+static const uint32_t bti_c = 0xd503245f;
+static const uint32_t paciasp = 0xd503233f;
+static const uint32_t autiasp = 0xd50323bf;
+static const uint32_t pacibsp = 0xd503237f;
+static const uint32_t autibsp = 0xd50323ff;
 
 uintptr_t lamprey_hook_arch_reach(void)
 {
@@ -31,7 +38,7 @@ static uint32_t instruction_at(const uint8_t *code)
 static bool is_relative(uint32_t instruction)
 {
     return (instruction & 0x7c000000) == 0x14000000 || /* b, bl */
-           (instruction & 0xff000010) == 0x54000000 || /* b.cond */
+           (instruction & 0xff000000) == 0x54000000 || /* b.cond, bc.cond */
            (instruction & 0x7e000000) == 0x34000000 || /* cbz, cbnz */
            (instruction & 0x7e000000) == 0x36000000 || /* tbz, tbnz */
            (instruction & 0x1f000000) == 0x10000000 || /* adr, adrp */
@@ -41,6 +48,21 @@ static bool is_relative(uint32_t instruction)
 static bool is_return(uint32_t instruction)
 {
     return (instruction & 0xfe000000) == 0xd6000000; /* br, blr, ret and their signed forms */
+}
+
+static bool is_landing_pad(uint32_t instruction)
+{
+    return (instruction & 0xffffff3f) == 0xd503241f || /* bti, with any target */
+           instruction == paciasp || instruction == pacibsp;
+}
+
+/* What takes back the landing pad's effect: a signature of the return address. */
+static uint32_t undo_of(uint32_t landing_pad)
+{
+    if (landing_pad == paciasp) {
+        return autiasp;
+    }
+    return landing_pad == pacibsp ? autibsp : nop;
 }
 
 enum lamprey_status lamprey_hook_arch_plan(struct lamprey_hook_plan *plan, char *reason,
@@ -54,7 +76,7 @@ enum lamprey_status lamprey_hook_arch_plan(struct lamprey_hook_plan *plan, char 
     }
     /* A landing pad stays at the entry: an indirect branch may come to nothing else. */
     uint32_t first = instruction_at(plan->function);
-    if (first == BTI_C || first == PACIASP) {
+    if (is_landing_pad(first)) {
         plan->site = INSTRUCTION_BYTES;
         first = instruction_at(plan->function + plan->site);
     }
@@ -93,17 +115,15 @@ enum lamprey_status lamprey_hook_arch_emit(struct lamprey_hook_plan *plan, uintp
     uintptr_t site = (uintptr_t)plan->function + plan->site;
     uint8_t *at = bytes;
     memset(bytes, 0, LAMPREY_HOOK_ISLAND_BYTES);
-    /* The stub: takes back a signature that has already been made, then any distance through x17,
-     * which every landing pad accepts. */
-    bool is_signed = plan->site != 0 && instruction_at(plan->function) == PACIASP;
-    at = put(at, is_signed ? AUTIASP : 0xd503201f /* nop */);
+    /* The stub goes any distance through x17, which every landing pad accepts. */
+    at = put(at, plan->site != 0 ? undo_of(instruction_at(plan->function)) : nop);
     at = put(at, 0x58000071); /* ldr x17, 12 bytes on */
     at = put(at, 0xd61f0220); /* br x17 */
     at = put(at, 0);
     memcpy(at, &replacement, sizeof(replacement));
 
     at = bytes + LAMPREY_HOOK_TRAMPOLINE_AT;
-    at = put(at, BTI_C);
+    at = put(at, bti_c);
     for (size_t offset = 0; offset < plan->moved; offset += INSTRUCTION_BYTES) {
         at = put(at, instruction_at(plan->function + offset));
     }

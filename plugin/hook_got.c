@@ -47,6 +47,7 @@ struct scan {
     uintptr_t own;        /* an address in this library */
     uintptr_t *bases;     /* per entry: the object that has the function */
     const char **sonames; /* per entry: its SONAME or NULL */
+    bool *is_first;       /* per entry: it is the first object of that SONAME */
     void **global;        /* per entry: what the name means in the global scope, or NULL */
     enum lamprey_status status;
     char *reason;
@@ -260,6 +261,26 @@ static int visit_images(struct dl_phdr_info *info, size_t size, void *context)
     return 0;
 }
 
+/* An object that needs a name gets the first loaded one of that name. Where that is another NCCL
+ * than this, unbound slots are left alone. */
+static int visit_namesakes(struct dl_phdr_info *info, size_t size, void *context)
+{
+    (void)size;
+    struct scan *scan = context;
+    struct object object;
+    if (!read_object(info, &object) || object.soname == NULL) {
+        return 0;
+    }
+    for (size_t i = 0; i < scan->hooks->count; i++) {
+        if (scan->sonames[i] != NULL && !scan->is_first[i] &&
+            strcmp(object.soname, scan->sonames[i]) == 0) {
+            scan->is_first[i] = object.base == scan->bases[i];
+            scan->sonames[i] = scan->is_first[i] ? scan->sonames[i] : NULL;
+        }
+    }
+    return 0;
+}
+
 /* What each name means to the main program and all that was loaded RTLD_GLOBAL. */
 static void ask_global_scope(struct scan *scan)
 {
@@ -287,19 +308,23 @@ static enum lamprey_status run_scan(struct lamprey_hooks *hooks, bool restoring,
     enum lamprey_status status = LAMPREY_OK;
     scan.bases = calloc(hooks->count, sizeof(*scan.bases));
     scan.sonames = calloc(hooks->count, sizeof(*scan.sonames));
+    scan.is_first = calloc(hooks->count, sizeof(*scan.is_first));
     scan.global = calloc(hooks->count, sizeof(*scan.global));
     lamprey_hook_memory_open(&memory);
-    if (scan.bases == NULL || scan.sonames == NULL || scan.global == NULL) {
+    if (scan.bases == NULL || scan.sonames == NULL || scan.is_first == NULL ||
+        scan.global == NULL) {
         snprintf(reason, reason_size, "out of memory");
         status = LAMPREY_ERROR_MEMORY;
     } else {
         ask_global_scope(&scan);
         dl_iterate_phdr(visit_images, &scan);
+        dl_iterate_phdr(visit_namesakes, &scan);
         dl_iterate_phdr(visit_object, &scan);
         status = scan.status;
     }
     free(scan.bases);
     free(scan.sonames);
+    free(scan.is_first);
     free(scan.global);
     lamprey_hook_memory_close(&memory);
     return status;

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <gtest/gtest.h>
+#include <link.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <nccl.h>
@@ -533,7 +534,12 @@ TEST_F(Hook, IsSafeForThreadsInsideTheFunctions)
         });
     }
     const char *rounds_text = getenv("LAMPREY_TEST_ROUNDS");
-    const int rounds = rounds_text != nullptr ? atoi(rounds_text) : 1000;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    const int usual = 100;
+#else
+    const int usual = 1000;
+#endif
+    const int rounds = rounds_text != nullptr ? atoi(rounds_text) : usual;
     for (int round = 0; round < rounds; round++) {
         Installed installed = Install(LAMPREY_HOOK_TEXT, targets);
         ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
@@ -973,6 +979,39 @@ TEST_F(Hook, KeepsTheReasonInItsBounds)
     EXPECT_EQ(reason[4], 1);
 }
 
+// What the loader made read-only in the object that holds address.
+struct Relro {
+    uintptr_t inside;
+    uintptr_t start = 0;
+    uintptr_t end = 0;
+};
+
+Relro FindRelro(void *address)
+{
+    Relro relro{reinterpret_cast<uintptr_t>(address)};
+    dl_iterate_phdr(
+        [](dl_phdr_info *info, size_t, void *context) {
+            auto *found = static_cast<Relro *>(context);
+            bool contains = false;
+            for (int i = 0; i < info->dlpi_phnum; i++) {
+                const ElfW(Phdr) &header = info->dlpi_phdr[i];
+                const uintptr_t start = info->dlpi_addr + header.p_vaddr;
+                contains = contains || (header.p_type == PT_LOAD && found->inside >= start &&
+                                        found->inside - start < header.p_memsz);
+            }
+            for (int i = 0; contains && i < info->dlpi_phnum; i++) {
+                const ElfW(Phdr) &header = info->dlpi_phdr[i];
+                if (header.p_type == PT_GNU_RELRO) {
+                    found->start = info->dlpi_addr + header.p_vaddr;
+                    found->end = (found->start + header.p_memsz) & ~uintptr_t{4095};
+                }
+            }
+            return contains ? 1 : 0;
+        },
+        &relro);
+    return relro;
+}
+
 // The GOT method, on objects that reach the fixture lazily bound, bound at load and read-only, and
 // through pointers in data.
 class HookGot : public Hook {
@@ -998,6 +1037,7 @@ TEST_F(HookGot, RedirectsEveryKindOfSlot)
     void *now = Open(Path("libhook_caller_now.so"));
     ASSERT_TRUE(lazy != nullptr && now != nullptr);
     const int dangerous = DangerousMappings();
+    EXPECT_EQ(Find("fixture_outer")(1), 1101); // binds the image's own slot
     // Nothing has called through the lazy one yet.
     Installed installed = Install(LAMPREY_HOOK_GOT, {target_});
     ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
@@ -1030,20 +1070,16 @@ TEST_F(HookGot, RestoresReadOnlyProtection)
     Installed installed = Install(LAMPREY_HOOK_GOT, {target_});
     ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
     // The slot that the call goes through holds the replacement and is not writable.
+    const Relro relro = FindRelro(dlsym(now, "caller_table"));
+    ASSERT_LT(relro.start, relro.end);
     lamprey_hook_maps maps;
     ASSERT_EQ(lamprey_hook_maps_read(&maps), LAMPREY_OK);
-    lamprey_image image;
-    ASSERT_EQ(lamprey_image_find(dlsym(now, "caller_call"), &image), LAMPREY_OK);
     int read_only_slots = 0;
-    for (size_t i = 0; i < maps.count; i++) {
-        const lamprey_hook_mapping &mapping = maps.mappings[i];
-        if (mapping.start < image.base || mapping.start > image.base + 0x10000 ||
-            mapping.protection != PROT_READ) {
-            continue;
-        }
-        for (uintptr_t at = mapping.start; at < mapping.end; at += 8) {
-            read_only_slots += *reinterpret_cast<void **>(at) == target_.replacement;
-        }
+    for (uintptr_t at = relro.start; at < relro.end; at += 8) {
+        const lamprey_hook_mapping *mapping = lamprey_hook_maps_find(&maps, at);
+        ASSERT_NE(mapping, nullptr);
+        EXPECT_EQ(mapping->protection, PROT_READ);
+        read_only_slots += *reinterpret_cast<void **>(at) == target_.replacement;
     }
     lamprey_hook_maps_free(&maps);
     EXPECT_GE(read_only_slots, 2); // GLOB_DAT, and the constant table in .data.rel.ro
@@ -1091,18 +1127,24 @@ TEST_F(HookGot, LeavesCallersOfANamesakeAlone)
 {
     const std::string fixture = Copy(Path("libhook_fixture.so"), "namesake");
     void *other = Open(fixture);
+    const std::string lazy_path = Copy(Path("libhook_caller_lazy.so"), "namesake_lazy");
     void *now = Open(Path("libhook_caller_now.so"));
-    ASSERT_TRUE(other != nullptr && now != nullptr);
-    // The caller is bound to the first fixture; the target is the second one's function.
+    void *lazy = Open(lazy_path);
+    ASSERT_TRUE(other != nullptr && now != nullptr && lazy != nullptr);
+    // The callers are bound, or will be, to the first fixture; the target is the second one's
+    // function.
     target_.function = dlsym(other, "ncclAllReduce");
     ASSERT_NE(target_.function, reinterpret_cast<void *>(Find("ncclAllReduce")));
     Installed installed = Install(LAMPREY_HOOK_GOT, {target_});
     ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
     EXPECT_EQ(In(now, "caller_call")(1), 101);
+    EXPECT_EQ(In(lazy, "caller_call")(1), 101);
     EXPECT_EQ(replaced_calls, 0);
     lamprey_hooks_remove(installed.hooks);
     dlclose(other);
+    dlclose(lazy);
     unlink(fixture.c_str());
+    unlink(lazy_path.c_str());
 }
 
 TEST_F(HookGot, WorksWhereForcedWritesAreRefused)
@@ -1121,6 +1163,16 @@ TEST_F(HookGot, WorksWhereForcedWritesAreRefused)
                   if (In(now, "caller_call")(1) != 1101) {
                       return 3;
                   }
+                  const Relro relro = FindRelro(dlsym(now, "caller_table"));
+                  lamprey_hook_maps maps;
+                  if (relro.start >= relro.end || lamprey_hook_maps_read(&maps) != LAMPREY_OK) {
+                      return 5;
+                  }
+                  const lamprey_hook_mapping *mapping = lamprey_hook_maps_find(&maps, relro.start);
+                  if (mapping == nullptr || mapping->protection != PROT_READ) {
+                      return 6;
+                  }
+                  lamprey_hook_maps_free(&maps);
                   lamprey_hooks_remove(installed.hooks);
                   return In(now, "caller_call")(1) == 101 ? 0 : 4;
               }),
