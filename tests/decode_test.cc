@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -35,13 +36,23 @@ class Reference {
   public:
     Reference()
     {
+#ifndef ZYDIS_MAX_OPERAND_COUNT_VISIBLE // Zydis 3
+        ZydisDecoderInit(&decoder_, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_ADDRESS_WIDTH_64);
+#else
         ZydisDecoderInit(&decoder_, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+#endif
     }
 
     bool Decode(const uint8_t *code, size_t size)
     {
+#ifndef ZYDIS_MAX_OPERAND_COUNT_VISIBLE // Zydis 3
+        const ZyanStatus status = ZydisDecoderDecodeBuffer(&decoder_, code, size, &instruction_);
+        std::copy(std::begin(instruction_.operands), std::end(instruction_.operands), operands_);
+        return ZYAN_SUCCESS(status);
+#else
         return ZYAN_SUCCESS(
             ZydisDecoderDecodeFull(&decoder_, code, size, &instruction_, operands_));
+#endif
     }
 
     size_t Length() const
