@@ -76,6 +76,34 @@ static bool resolve_called(struct lamprey_nccl *nccl, char *reason, size_t size)
     return true;
 }
 
+/* NULL: not possible, for reason. */
+static struct lamprey_hooks *install(struct lamprey_nccl *nccl,
+                                     const struct lamprey_hook_target *targets, size_t count,
+                                     char *reason, size_t size)
+{
+    const int64_t choice = lamprey_config_get()->hook;
+    struct lamprey_hooks *hooks = NULL;
+    if (choice != LAMPREY_HOOK_CHOICE_GOT &&
+        lamprey_hooks_install(LAMPREY_HOOK_TEXT, targets, count, &hooks, reason, size) ==
+            LAMPREY_OK) {
+        return hooks;
+    }
+    if (choice == LAMPREY_HOOK_CHOICE_TEXT) {
+        return NULL;
+    }
+    if (choice == LAMPREY_HOOK_CHOICE_AUTO) {
+        lamprey_warn("NCCL's code can't be redirected (%s): trying its callers' slots, over which "
+                     "nothing is served",
+                     reason);
+    }
+    nccl->over_got = choice == LAMPREY_HOOK_CHOICE_AUTO;
+    if (lamprey_hooks_install(LAMPREY_HOOK_GOT, targets, count, &hooks, reason, size) !=
+        LAMPREY_OK) {
+        return NULL;
+    }
+    return hooks;
+}
+
 static bool redirect(struct lamprey_nccl *nccl, char *reason, size_t size)
 {
     struct lamprey_hook_target targets[REDIRECTED];
@@ -88,23 +116,9 @@ static bool redirect(struct lamprey_nccl *nccl, char *reason, size_t size)
                                                             original_of(nccl, &redirected[i])};
         }
     }
-    const int64_t choice = lamprey_config_get()->hook;
-    if (choice != LAMPREY_HOOK_CHOICE_GOT &&
-        lamprey_hooks_install(LAMPREY_HOOK_TEXT, targets, count, &nccl->hooks, reason, size) ==
-            LAMPREY_OK) {
-        return true;
-    }
-    if (choice == LAMPREY_HOOK_CHOICE_TEXT) {
-        return false;
-    }
-    if (choice == LAMPREY_HOOK_CHOICE_AUTO) {
-        lamprey_warn("NCCL's code can't be redirected (%s): trying its callers' slots, over which "
-                     "nothing is served",
-                     reason);
-    }
-    nccl->over_got = choice == LAMPREY_HOOK_CHOICE_AUTO;
-    return lamprey_hooks_install(LAMPREY_HOOK_GOT, targets, count, &nccl->hooks, reason, size) ==
-           LAMPREY_OK;
+    struct lamprey_hooks *hooks = install(nccl, targets, count, reason, size);
+    atomic_store(&nccl->hooks, hooks);
+    return hooks != NULL;
 }
 
 /* A child can't use the CUDA of its parent; one whose parent had none yet is as good as its parent.

@@ -131,8 +131,8 @@ static enum lamprey_status still_alive(const struct lamprey_comm *comm)
     if (atomic_load(&comm->aborted)) {
         return LAMPREY_ERROR_ABORTED;
     }
-    if (comm->nccl->CommGetAsyncError &&
-        comm->nccl->CommGetAsyncError(comm->handle, &error) == ncclSuccess &&
+    if (LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError) &&
+        LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)(comm->handle, &error) == ncclSuccess &&
         error != ncclSuccess && error != ncclInProgress) {
         return LAMPREY_ERROR_NCCL;
     }
@@ -214,7 +214,7 @@ static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
             return LAMPREY_ERROR_ABORTED;
         }
         if (!comm->nccl->CommGetAsyncError ||
-            comm->nccl->CommGetAsyncError(comm->handle, &state) != ncclSuccess) {
+            LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)(comm->handle, &state) != ncclSuccess) {
             return LAMPREY_ERROR_NCCL;
         }
         if (state != ncclInProgress) {
@@ -243,7 +243,8 @@ enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, c
     if (status) {
         return status;
     }
-    ncclResult_t result = comm->nccl->AllGather((const void *)place, (void *)base, bytes, ncclUint8,
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(comm->nccl, AllGather)((const void *)place, (void *)base, bytes, ncclUint8,
                                                 comm->handle, (cudaStream_t)exchange->stream);
     if (result == ncclInProgress) {
         status = wait_enqueued(exchange);

@@ -174,8 +174,8 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct held 
     for (size_t i = 0; i < count; i++) {
         struct lamprey_comm *comm = held[i].comm;
         ncclResult_t state = ncclInProgress;
-        while (!atomic_load(&comm->aborted) && nccl->CommGetAsyncError &&
-               nccl->CommGetAsyncError(comm->handle, &state) == ncclSuccess &&
+        while (!atomic_load(&comm->aborted) && LAMPREY_ORIGINAL(nccl, CommGetAsyncError) &&
+               LAMPREY_ORIGINAL(nccl, CommGetAsyncError)(comm->handle, &state) == ncclSuccess &&
                state == ncclInProgress) {
             sched_yield();
         }
@@ -186,7 +186,7 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct held 
 static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, size_t count)
 {
     struct group others = {0};
-    ncclResult_t result = count > 0 ? nccl->GroupStart() : ncclSuccess;
+    ncclResult_t result = count > 0 ? LAMPREY_ORIGINAL(nccl, GroupStart)() : ncclSuccess;
     if (count == 0 || result != ncclSuccess) {
         return result;
     }
@@ -197,12 +197,12 @@ static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, 
                           ? LAMPREY_COUNT_fallback_size
                           : LAMPREY_COUNT_fallback_communicator);
         note(&others, held[i].comm, call->stream);
-        nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op,
-                        held[i].comm->handle,
-                        (cudaStream_t)call->stream); /* NCCL remembers an error; End returns it */
+        LAMPREY_ORIGINAL(nccl, AllReduce)
+        (call->send, call->recv, call->count, call->type, call->op, held[i].comm->handle,
+         (cudaStream_t)call->stream); /* NCCL remembers an error; End returns it */
     }
     order_before(&others);
-    result = nccl->GroupEnd();
+    result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
     if (result == ncclInProgress) {
         wait_while_in_progress(nccl, held, count);
     }
@@ -314,14 +314,14 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
     struct group *current = &groups[nccl->index];
     if (current->depth != 1) {
         current->depth -= current->depth > 0;
-        return nccl->GroupEnd();
+        return LAMPREY_ORIGINAL(nccl, GroupEnd)();
     }
     /* From here on the thread is outside: NCCL may call its own public functions while it launches.
      */
     struct group group = *current;
     memset(current, 0, sizeof *current);
     order_before(&group);
-    ncclResult_t result = nccl->GroupEnd();
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
     if (result == ncclInProgress && group.held_count > 0) {
         wait_while_in_progress(nccl, group.held, group.held_count);
         result = ncclSuccess;
@@ -341,8 +341,9 @@ void lamprey_group_surrender(struct lamprey_nccl *nccl)
     struct group *group = &groups[nccl->index];
     for (size_t i = 0; group->depth == 1 && i < group->held_count; i++) {
         const struct lamprey_call *call = &group->held[i].call;
-        nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op,
-                        group->held[i].comm->handle, (cudaStream_t)call->stream);
+        LAMPREY_ORIGINAL(nccl, AllReduce)
+        (call->send, call->recv, call->count, call->type, call->op, group->held[i].comm->handle,
+         (cudaStream_t)call->stream);
     }
 }
 

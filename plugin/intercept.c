@@ -47,7 +47,8 @@ static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm
         ordered = lamprey_order_before(&comm->order, workspace, call->stream, &step) == LAMPREY_OK;
         lamprey_device_leave(comm->device, pushed);
     }
-    ncclResult_t result = nccl->AllReduce(call->send, call->recv, call->count, call->type, call->op,
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(nccl, AllReduce)(call->send, call->recv, call->count, call->type, call->op,
                                           comm ? comm->handle : NULL, (cudaStream_t)call->stream);
     if (ordered && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
         lamprey_order_after(&comm->order, workspace, call->stream, &step);
@@ -103,7 +104,7 @@ static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, vo
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
     if (!comm || comm->nccl != nccl) {
         lamprey_comm_release(comm);
-        return nccl->AllReduce(send, recv, count, type, op, handle, stream);
+        return LAMPREY_ORIGINAL(nccl, AllReduce)(send, recv, count, type, op, handle, stream);
     }
     ncclResult_t result = serve_or_pass_on(nccl, comm, &call);
     lamprey_comm_release(comm);
@@ -114,7 +115,7 @@ static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, vo
 
 static ncclResult_t on_GroupStart(struct lamprey_nccl *nccl)
 {
-    ncclResult_t result = nccl->GroupStart();
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, GroupStart)();
     if (result == ncclSuccess) {
         lamprey_group_enter(nccl);
     }
@@ -129,7 +130,7 @@ static ncclResult_t on_GroupEnd(struct lamprey_nccl *nccl)
 static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 {
     lamprey_group_surrender(nccl);
-    ncclResult_t result = nccl->GroupSimulateEnd(info);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, GroupSimulateEnd)(info);
     lamprey_group_drop(nccl);
     return result;
 }
@@ -163,7 +164,7 @@ static ncclResult_t made(struct lamprey_nccl *nccl, ncclResult_t result, const n
     if (passive()) {
         return result;
     }
-    lamprey_hooks_refresh(nccl->hooks);
+    lamprey_hooks_refresh(atomic_load(&nccl->hooks));
     if ((result == ncclSuccess || result == ncclInProgress) && comm && *comm &&
         !lamprey_group_open(nccl)) {
         forget(*comm);
@@ -181,14 +182,14 @@ static void close_comm(ncclComm_t handle, bool abort)
 static ncclResult_t on_CommInitRank(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
                                     ncclUniqueId id, int rank)
 {
-    return made(nccl, nccl->CommInitRank(comm, nranks, id, rank), comm);
+    return made(nccl, LAMPREY_ORIGINAL(nccl, CommInitRank)(comm, nranks, id, rank), comm);
 }
 
 static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms, int ndev,
                                    const int *devices)
 {
-    ncclResult_t result = nccl->CommInitAll(comms, ndev, devices);
-    for (int i = 0; comms && i < ndev; i++) {
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommInitAll)(comms, ndev, devices);
+    for (int i = 0; result == ncclSuccess && comms && i < ndev; i++) {
         made(nccl, result, &comms[i]);
     }
     return result;
@@ -198,7 +199,8 @@ static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t 
                                           ncclUniqueId id, int rank, ncclConfig_t *config)
 {
     note_config(nccl, config, false);
-    return made(nccl, nccl->CommInitRankConfig(comm, nranks, id, rank, config), comm);
+    return made(nccl, LAMPREY_ORIGINAL(nccl, CommInitRankConfig)(comm, nranks, id, rank, config),
+                comm);
 }
 
 static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
@@ -206,14 +208,16 @@ static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_
                                             ncclConfig_t *config)
 {
     note_config(nccl, config, false);
-    return made(nccl, nccl->CommInitRankScalable(comm, nranks, rank, nids, ids, config), comm);
+    return made(nccl,
+                LAMPREY_ORIGINAL(nccl, CommInitRankScalable)(comm, nranks, rank, nids, ids, config),
+                comm);
 }
 
 static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key,
                                  ncclComm_t *child, ncclConfig_t *config)
 {
     note_config(nccl, config, true);
-    return made(nccl, nccl->CommSplit(comm, color, key, child, config), child);
+    return made(nccl, LAMPREY_ORIGINAL(nccl, CommSplit)(comm, color, key, child, config), child);
 }
 
 static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, int *exclude,
@@ -225,7 +229,10 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
         close_comm(comm, true);
     }
     note_config(nccl, config, true);
-    return made(nccl, nccl->CommShrink(comm, exclude, exclude_count, child, config, flags), child);
+    return made(
+        nccl,
+        LAMPREY_ORIGINAL(nccl, CommShrink)(comm, exclude, exclude_count, child, config, flags),
+        child);
 }
 
 static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int nranks,
@@ -233,13 +240,14 @@ static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int 
                                 ncclConfig_t *config)
 {
     note_config(nccl, config, false);
-    return made(nccl, nccl->CommGrow(comm, nranks, id, rank, child, config), child);
+    return made(nccl, LAMPREY_ORIGINAL(nccl, CommGrow)(comm, nranks, id, rank, child, config),
+                child);
 }
 
 static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t comm)
 {
     close_comm(comm, false);
-    return nccl->CommFinalize(comm);
+    return LAMPREY_ORIGINAL(nccl, CommFinalize)(comm);
 }
 
 /* The entry stays in the table until NCCL has let the communicator go, so that an abort finds it
@@ -251,7 +259,7 @@ static ncclResult_t on_CommDestroy(struct lamprey_nccl *nccl, ncclComm_t handle)
         lamprey_comm_close(handle, false);
         lamprey_comm_drain(comm, -1);
     }
-    ncclResult_t result = nccl->CommDestroy(handle);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommDestroy)(handle);
     if (comm) {
         lamprey_comm_remove(comm);
         lamprey_comm_release(comm);
@@ -267,7 +275,7 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
         lamprey_comm_close(handle, true);
         lamprey_comm_await_setup(comm);
     }
-    ncclResult_t result = nccl->CommAbort(handle);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommAbort)(handle);
     if (comm) {
         lamprey_comm_drain(comm, 50);
         lamprey_comm_remove(comm);
@@ -280,23 +288,23 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
 static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
 {
     close_comm(comm, true);
-    return nccl->CommRevoke(comm, flags);
+    return LAMPREY_ORIGINAL(nccl, CommRevoke)(comm, flags);
 }
 
 static ncclResult_t on_CommSuspend(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
 {
-    return nccl->CommSuspend(comm, flags);
+    return LAMPREY_ORIGINAL(nccl, CommSuspend)(comm, flags);
 }
 
 static ncclResult_t on_CommResume(struct lamprey_nccl *nccl, ncclComm_t comm)
 {
-    return nccl->CommResume(comm);
+    return LAMPREY_ORIGINAL(nccl, CommResume)(comm);
 }
 
 static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t comm,
                                          ncclResult_t *error)
 {
-    return nccl->CommGetAsyncError(comm, error);
+    return LAMPREY_ORIGINAL(nccl, CommGetAsyncError)(comm, error);
 }
 
 /* ---- collectives that stay NCCL's ---- */
@@ -347,7 +355,7 @@ static void leave_passage(cudaStream_t stream, struct passage *passage)
     {                                                                                              \
         struct passage passage;                                                                    \
         enter_passage(nccl, comm, stream, &passage);                                               \
-        ncclResult_t result = nccl->name arguments;                                                \
+        ncclResult_t result = LAMPREY_ORIGINAL(nccl, name) arguments;                              \
         leave_passage(stream, &passage);                                                           \
         return result;                                                                             \
     }
@@ -362,7 +370,9 @@ LAMPREY_NCCL_ORDERED(LAMPREY_ORDERED)
 #define LAMPREY_WRAPPER(image, name, parameters, arguments)                                        \
     static ncclResult_t wrapper_##image##_##name parameters                                        \
     {                                                                                              \
-        return LAMPREY_CALL(on_##name, &lamprey_nccls[image], LAMPREY_LIST arguments);             \
+        struct lamprey_nccl *nccl = &lamprey_nccls[image];                                         \
+        (void)LAMPREY_ORIGINAL(nccl, name); /* whoever is here sees what attach.c wrote */         \
+        return LAMPREY_CALL(on_##name, nccl, LAMPREY_LIST arguments);                              \
     }
 #define LAMPREY_WRAPPER_0(name, parameters, arguments)                                             \
     LAMPREY_WRAPPER(0, name, parameters, arguments)

@@ -20,7 +20,7 @@ struct lamprey_nccl {
     atomic_bool nonblocking; /* a communicator was made with blocking = 0 */
     atomic_bool shares_resources; /* one was split with splitShare = 1 */
     struct lamprey_image image;
-    struct lamprey_hooks *hooks;
+    _Atomic(struct lamprey_hooks *) hooks; /* set once installed */
 #define LAMPREY_MEMBER(name, parameters, arguments) ncclResult_t(*name) parameters;
     LAMPREY_NCCL_INTERCEPTED(LAMPREY_MEMBER)
     LAMPREY_NCCL_ORDERED(LAMPREY_MEMBER)
@@ -29,6 +29,11 @@ struct lamprey_nccl {
     LAMPREY_NCCL_CALLED(LAMPREY_MEMBER)
 #undef LAMPREY_MEMBER
 };
+
+/* The way to a redirected function's original; NULL where the image hasn't got it. It is published
+ * just before the redirection, which no memory model knows of: hence the acquire, which also covers
+ * the other fields. */
+#define LAMPREY_ORIGINAL(nccl, name) __atomic_load_n(&(nccl)->name, __ATOMIC_ACQUIRE)
 
 /* Slot by slot; only attach.c writes, before the redirection becomes visible. */
 extern struct lamprey_nccl lamprey_nccls[LAMPREY_MAX_IMAGES];
