@@ -55,6 +55,7 @@ ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function)
 void emulated_comm_drop(ncclComm_t comm)
 {
     if (atomic_fetch_sub(&comm->references, 1) == 1) {
+        pthread_mutex_destroy(&comm->life);
         free(comm);
     }
 }
@@ -93,9 +94,11 @@ static ncclResult_t destroy(ncclComm_t comm)
     emulated_plugins_unload(comm);
     cuEventDestroy(comm->serial);
     cuEventDestroy(comm->join);
+    pthread_mutex_lock(&comm->life); /* an aborted one leaves soon */
     comm->destroyed = true;
     emulated_segment_leave(comm->segment);
     comm->segment = NULL;
+    pthread_mutex_unlock(&comm->life);
     INFO("comm %p rank %d nRanks %d cudaDev %d - Destroy COMPLETE", (void *)comm, comm->rank,
          comm->nranks, comm->device);
     emulated_comm_drop(comm);

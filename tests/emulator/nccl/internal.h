@@ -4,6 +4,7 @@
 #ifndef LAMPREY_TESTS_EMULATOR_NCCL_INTERNAL_H
 #define LAMPREY_TESTS_EMULATOR_NCCL_INTERNAL_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -111,7 +112,8 @@ struct ncclComm {
     char name[64];
     atomic_int abort;
     atomic_int async_error;
-    atomic_int references; /* the program's, and one for each captured launch */
+    atomic_int references; /* the program's, one for each captured launch and each live one under way */
+    pthread_mutex_t life;  /* held while work runs, and while the communicator ends */
     bool finalized;
     bool revoked;
     bool destroyed;

@@ -17,13 +17,16 @@ struct payload {
 static void run_payload(void *argument)
 {
     struct payload *payload = argument;
-    if (payload->comm->destroyed) {
-        WARN("A graph runs collectives of communicator %p, which was destroyed",
-             (void *)payload->comm);
+    ncclComm_t comm = payload->comm;
+    pthread_mutex_lock(&comm->life);
+    if (comm->destroyed) {
+        WARN("Work of communicator %p runs after its end", (void *)comm);
     } else {
-        emulated_execute(payload->comm, payload->tasks, payload->count);
+        emulated_execute(comm, payload->tasks, payload->count);
     }
+    pthread_mutex_unlock(&comm->life);
     if (!payload->captured) {
+        emulated_comm_drop(comm);
         free(payload);
     }
 }
@@ -109,7 +112,11 @@ static ncclResult_t launch_live(ncclComm_t comm, CUstream stream, struct payload
 {
     ncclResult_t result = CUDA_TRY(cuStreamWaitEvent(stream, comm->serial, CU_EVENT_WAIT_DEFAULT));
     if (result == ncclSuccess) {
+        atomic_fetch_add(&comm->references, 1); /* an abort may come before the work runs */
         result = CUDA_TRY(cuLaunchHostFunc(stream, run_payload, payload));
+        if (result != ncclSuccess) {
+            emulated_comm_drop(comm);
+        }
     }
     if (result != ncclSuccess) {
         free(payload);
@@ -254,7 +261,9 @@ ncclResult_t emulated_launch(struct emulated_task *tasks, size_t count)
                 tasks[j].comm = NULL;
             }
         }
+        atomic_fetch_add(&comm->references, 1); /* another thread may abort it meanwhile */
         result = launch_comm(comm, mine, mine_count);
+        emulated_comm_drop(comm);
     }
     free(mine);
     return result;
