@@ -83,13 +83,15 @@ def check_graph(rank, world):
             del graph
 
 
-def median_us(body, calls, rounds):
+def median_us(body, reset, calls, rounds):
     """body runs calls all-reduces; twice a round, since the first brings the ranks into step."""
     start = torch.cuda.Event(enable_timing=True)
     stop = torch.cuda.Event(enable_timing=True)
     times = []
     for _ in range(rounds):
+        reset()
         body()
+        reset()
         start.record()
         body()
         stop.record()
@@ -98,19 +100,30 @@ def median_us(body, calls, rounds):
     return statistics.median(times)
 
 
-def time_all(calls, rounds):
+def time_all(calls, rounds, rank, world):
     for nbytes in TIME_BYTES:
-        data = torch.zeros(nbytes // 2, dtype=torch.bfloat16, device="cuda")
+        # In place, every call multiplies the data by about the number of ranks: random and tiny at first, so that it
+        # stays finite and never becomes zero.
+        source = (make(nbytes // 2, torch.float32, 1, rank) * 2.0**-100).to(torch.bfloat16).cuda()
+        data = torch.empty_like(source)
+        if world**calls > 2**200:
+            raise SystemExit(f"--calls={calls} makes numbers too large")
+
+        def reset():
+            data.copy_(source)
 
         def eager():
             for _ in range(calls):
                 dist.all_reduce(data)
 
+        reset()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             eager()
-        yield "graph", nbytes, median_us(graph.replay, calls, rounds)
-        yield "eager", nbytes, median_us(eager, calls, rounds)
+        yield "graph", nbytes, median_us(graph.replay, reset, calls, rounds)
+        yield "eager", nbytes, median_us(eager, reset, calls, rounds)
+        if not torch.isfinite(data).all() or not data.any():
+            raise SystemExit(f"{nbytes} bytes: timed on degenerate data")
         del graph
 
 
@@ -136,7 +149,7 @@ def worker(rank, world, port, options):
                 if rank == 0:
                     print("check", mode, str(dtype).removeprefix("torch."), nbytes, wrong, sep="\t", flush=True)
     if not options.no_times:
-        for mode, nbytes, us in time_all(options.calls, options.rounds):
+        for mode, nbytes, us in time_all(options.calls, options.rounds, rank, world):
             us = over_ranks(us, dist.ReduceOp.MAX)
             if rank == 0:
                 print("time", mode, "bfloat16", nbytes, f"{us:.2f}", sep="\t", flush=True)
