@@ -17,6 +17,7 @@
 
 namespace {
 
+using lamprey::expect_equal;
 using lamprey::fixture_path;
 using lamprey::load_fixture;
 using lamprey::load_tree;
@@ -403,28 +404,6 @@ class AnnotateTest : public testing::Test {
     Fake fake_;
     Reason reason_;
 };
-
-void expect_equal(const lamprey_machine &want, const lamprey_machine &got) {
-    EXPECT_STREQ(want.probe, got.probe);
-    ASSERT_EQ(want.ngpus, got.ngpus);
-    for (size_t i = 0; i < want.ngpus; i++) {
-        const lamprey_machine_gpu &a = want.gpus[i];
-        const lamprey_machine_gpu &b = got.gpus[i];
-        EXPECT_EQ(a.pci_id, b.pci_id) << i;
-        EXPECT_STREQ(a.uuid, b.uuid) << i;
-        EXPECT_STREQ(a.model, b.model) << i;
-        EXPECT_STREQ(a.sm, b.sm) << i;
-        EXPECT_EQ(a.numa, b.numa) << i;
-        EXPECT_EQ(a.links.kind, b.links.kind) << i;
-        EXPECT_EQ(a.links.links_active, b.links.links_active) << i;
-        EXPECT_EQ(a.links.link_mbps, b.links.link_mbps) << i;
-        EXPECT_EQ(0, memcmp(&a.links, &b.links, sizeof(a.links))) << i;
-    }
-    for (size_t i = 0; i < want.ngpus * want.ngpus; i++) {
-        EXPECT_EQ(want.pairs[i].kind, got.pairs[i].kind) << i;
-        EXPECT_EQ(want.pairs[i].mbps, got.pairs[i].mbps) << i;
-    }
-}
 
 std::string export_xml(const Tree &tree) {
     char *buffer = nullptr;

@@ -190,7 +190,7 @@ TEST_F(DescribeTest, SaysThatLinksAreUnknown) {
 TEST_F(DescribeTest, RefusesFilesThatAreNoTopology) {
     for (const char *path :
          {"tests/fixtures/malformed-truncated.xml", "tests/fixtures/malformed-uuid.xml",
-          "tests/fixtures/malformed-v3.xml", "tests/fixtures/malformed-empty.xml",
+          "tests/fixtures/malformed-v4.xml", "tests/fixtures/malformed-empty.xml",
           "tests/fixtures/missing.xml", "tests/fixtures", ""}) {
         lamprey_gpu_links links;
         memset(&links, 0x5a, sizeof(links));

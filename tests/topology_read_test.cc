@@ -19,6 +19,7 @@ extern "C" unsigned hwloc_get_api_version(void) {
 
 namespace {
 
+using lamprey::expect_equal;
 using lamprey::fixture_path;
 using lamprey::load_fixture;
 using lamprey::Machine;
@@ -365,12 +366,31 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"malformed-matrix-missing", "2 GPUs have NVLinks, but NVLinkPeerBandwidth"},
         Malformed{"malformed-matrix-object", "row 1 of NVLinkPeerBandwidth is no GPU"},
         Malformed{"malformed-misc-pci", "NVIDIAGPU has no valid PCIBusID (somewhere)"},
-        Malformed{"malformed-v3", "tests/fixtures/malformed-v3.xml"},
+        Malformed{"malformed-v4", "tests/fixtures/malformed-v4.xml"},
         Malformed{"malformed-truncated", "tests/fixtures/malformed-truncated.xml"},
         Malformed{"malformed-empty", "tests/fixtures/malformed-empty.xml"},
         Malformed{"malformed-text", "tests/fixtures/malformed-text.xml"},
         Malformed{"missing", "cannot read tests/fixtures/missing.xml: No such file"}),
     [](const testing::TestParamInfo<Malformed> &info) { return test_name(info.param.name); });
+
+/* hwloc 2 reads version 3 of its format from 2.10 on. What it reads must mean the same to us. */
+TEST(ReadTest, ReadsTheFormatOfHwloc3WhereHwlocDoes) {
+    std::string path = fixture_path("hwloc-3-vm-2");
+    hwloc_topology_t tree = nullptr;
+    ASSERT_EQ(0, hwloc_topology_init(&tree));
+    bool readable =
+        hwloc_topology_set_xml(tree, path.c_str()) == 0 && hwloc_topology_load(tree) == 0;
+    hwloc_topology_destroy(tree);
+    if (readable) {
+        expect_equal(*load_fixture("hgx-h200-vm-2"), *load_fixture("hwloc-3-vm-2"));
+    } else {
+        lamprey_machine *machine = nullptr;
+        Reason reason;
+        EXPECT_EQ(EIO, lamprey_load_file(path.c_str(), &machine, reason));
+        EXPECT_EQ(nullptr, machine);
+        EXPECT_NE(std::string::npos, reason.text().find(path)) << reason.text();
+    }
+}
 
 /* Every cut of a good file is refused or, where only white space is lost, read: never a crash. */
 TEST(ReadTest, SurvivesATruncatedFile) {

@@ -63,8 +63,9 @@ int lamprey_tree_load(const char *xml_path, hwloc_topology_t *tree,
     int result = configure(new_tree, xml_path, reason);
     if (result == 0 && hwloc_topology_load(new_tree) != 0) {
         result = xml_path != NULL
-                     ? lamprey_reason_give(reason, EIO, "%s is no hwloc 2 topology, or is damaged",
-                                           xml_path)
+                     ? lamprey_reason_give(
+                           reason, EIO, "%s is no topology that this hwloc reads, or is damaged",
+                           xml_path)
                      : lamprey_reason_give(reason, EIO, "hwloc cannot read this machine: %s",
                                            strerror(errno));
     }
