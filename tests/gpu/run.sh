@@ -252,6 +252,10 @@ if [ -n "$python" ]; then
     keep_times torch_lamprey lamprey
 fi
 
+try order_cost 60 any "${base[@]}" "$here/programs/order_cost"
+if [ "$list" = 0 ] && [ -e "$results/logs/order_cost.log" ]; then
+    grep "^order" "$results/logs/order_cost.log" >"$results/order_cost.tsv"
+fi
 if [ "$quick" = 0 ]; then
     try demo_lamprey_pdl_off 90 served "${with[@]}" LAMPREY_PDL=off "${demo[@]}"
     keep_times demo_lamprey_pdl_off lamprey-pdl-off
@@ -298,10 +302,13 @@ if [ "$quick" = 0 ]; then
     sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
     for binary in "$here"/tests/*kernel*; do
         if [ -x "$binary" ] && [ -n "$sanitizer" ]; then
+            # One process drives all GPUs here; the demo below has a process per GPU.
             try "memcheck_$(basename "$binary")" 120 any env -C "$here/tree" "LD_LIBRARY_PATH=$lib:$nccl_folder" \
                 "$sanitizer" --tool memcheck --error-exitcode 9 "$binary"
         fi
     done
+    [ -z "$sanitizer" ] || try memcheck_demo 120 served "${with[@]}" "$sanitizer" --tool memcheck \
+        --target-processes all --error-exitcode 9 "$here/programs/all_reduce_demo" --no-times --exact
 fi
 
 [ "$list" = 0 ] || exit 0
