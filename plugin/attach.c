@@ -7,6 +7,7 @@
 
 #include "plugin/config.h"
 #include "plugin/device.h"
+#include "plugin/door_attach.h"
 #include "plugin/first_copy.h"
 #include "plugin/lamprey.h"
 #include "plugin/log.h"
@@ -76,6 +77,17 @@ static bool resolve_called(struct lamprey_nccl *nccl, char *reason, size_t size)
     return true;
 }
 
+/* A thread that gets no processor for a while is no reason to fall back on this rank alone. */
+static enum lamprey_status install_text(const struct lamprey_hook_target *targets, size_t count,
+                                        struct lamprey_hooks **hooks, char *reason, size_t size)
+{
+    enum lamprey_status status = LAMPREY_ERROR_TIMEOUT;
+    for (int attempt = 0; attempt < 5 && status == LAMPREY_ERROR_TIMEOUT; attempt++) {
+        status = lamprey_hooks_install(LAMPREY_HOOK_TEXT, targets, count, hooks, reason, size);
+    }
+    return status;
+}
+
 /* NULL: not possible, for reason. */
 static struct lamprey_hooks *install(struct lamprey_nccl *nccl,
                                      const struct lamprey_hook_target *targets, size_t count,
@@ -84,17 +96,19 @@ static struct lamprey_hooks *install(struct lamprey_nccl *nccl,
     const int64_t choice = lamprey_config_get()->hook;
     struct lamprey_hooks *hooks = NULL;
     if (choice != LAMPREY_HOOK_CHOICE_GOT &&
-        lamprey_hooks_install(LAMPREY_HOOK_TEXT, targets, count, &hooks, reason, size) ==
-            LAMPREY_OK) {
+        install_text(targets, count, &hooks, reason, size) == LAMPREY_OK) {
         return hooks;
     }
     if (choice == LAMPREY_HOOK_CHOICE_TEXT) {
         return NULL;
     }
     if (choice == LAMPREY_HOOK_CHOICE_AUTO) {
-        lamprey_warn("NCCL's code can't be redirected (%s): trying its callers' slots, over which "
-                     "nothing is served",
-                     reason);
+        lamprey_warn(
+            "NCCL's code can't be redirected (%s): trying its callers' slots, over which "
+            "nothing is served; where this happens on some ranks only, set "
+            "LAMPREY_DISABLE=1 on all, since a caller that the slots miss doesn't tell its "
+            "peers",
+            reason);
     }
     nccl->over_got = choice == LAMPREY_HOOK_CHOICE_AUTO;
     if (lamprey_hooks_install(LAMPREY_HOOK_GOT, targets, count, &hooks, reason, size) !=
@@ -121,10 +135,21 @@ static bool redirect(struct lamprey_nccl *nccl, char *reason, size_t size)
     return hooks != NULL;
 }
 
+static void before_fork(void)
+{
+    pthread_mutex_lock(&mutex);
+}
+
+static void after_fork_in_parent(void)
+{
+    pthread_mutex_unlock(&mutex);
+}
+
 /* A child can't use the CUDA of its parent; one whose parent had none yet is as good as its parent.
  */
-static void mark_forked(void)
+static void after_fork_in_child(void)
 {
+    pthread_mutex_unlock(&mutex);
     if (lamprey_device_any()) {
         atomic_store(&lamprey_forked, true);
     }
@@ -148,10 +173,6 @@ static bool seen(const struct lamprey_image *image)
 static bool attach_locked(const struct lamprey_image *image, const char *door, char *reason,
                           size_t size)
 {
-    if (!lamprey_first_copy()) {
-        snprintf(reason, size, "another copy of Lamprey is in this process");
-        return false;
-    }
     if (image_count == LAMPREY_MAX_IMAGES) {
         snprintf(reason, size, "%d other NCCLs are redirected already", image_count);
         return false;
@@ -163,9 +184,7 @@ static bool attach_locked(const struct lamprey_image *image, const char *door, c
     if (!resolve_called(nccl, reason, size) || !redirect(nccl, reason, size)) {
         return false;
     }
-    if (image_count++ == 0) {
-        pthread_atfork(NULL, NULL, mark_forked);
-    }
+    image_count++;
     lamprey_info("version %d.%d.%d, through the %s door, on NCCL %d.%d.%d at %s (%s)",
                  LAMPREY_MAJOR, LAMPREY_MINOR, LAMPREY_PATCH, door, nccl->version / 10000,
                  nccl->version / 100 % 100, nccl->version % 100,
@@ -176,9 +195,39 @@ static bool attach_locked(const struct lamprey_image *image, const char *door, c
     return true;
 }
 
+static void watch_forks(void)
+{
+    lamprey_hooks_watch_forks();
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+/* Only the first copy of the library in a process acts; others hand over to it. */
+static bool hand_over(const char *door)
+{
+    static atomic_bool said;
+    if (lamprey_first_copy()) {
+        return false;
+    }
+    lamprey_attach_loaded_function attach =
+        (lamprey_attach_loaded_function)(uintptr_t)lamprey_first_copy_function(
+            LAMPREY_ATTACH_LOADED_SYMBOL);
+    if (attach) {
+        attach(door);
+    } else if (!atomic_exchange(&said, true)) {
+        lamprey_warn(
+            "another copy of Lamprey is in this process, which can't be told of the %s door", door);
+    }
+    return true;
+}
+
 static void attach_image(const struct lamprey_image *image, const char *door)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     char reason[256] = "";
+    if (hand_over(door)) {
+        return;
+    }
+    pthread_once(&once, watch_forks);
     pthread_mutex_lock(&mutex);
     if (!seen(image) && !attach_locked(image, door, reason, sizeof reason)) {
         if (refused_count < LAMPREY_MAX_IMAGES * 2) {

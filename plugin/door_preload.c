@@ -8,7 +8,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "plugin/attach.h"
 #include "plugin/door_attach.h"
@@ -54,6 +56,32 @@ static int visit_choice(const struct lamprey_image *image, void *context)
     return 0;
 }
 
+static bool names_us(const char *list)
+{
+    Dl_info own;
+    if (list == NULL || dladdr((const void *)&names_us, &own) == 0 || own.dli_fname == NULL) {
+        return false;
+    }
+    const char *slash = strrchr(own.dli_fname, '/');
+    return strstr(list, slash != NULL ? slash + 1 : own.dli_fname) != NULL;
+}
+
+/* A program that merely links the library for its own symbols hasn't asked to be served. */
+static bool preloaded(void)
+{
+    char list[4096] = "";
+    if (names_us(getenv("LD_PRELOAD"))) {
+        return true;
+    }
+    FILE *file = fopen("/etc/ld.so.preload", "re");
+    if (file != NULL) {
+        size_t length = fread(list, 1, sizeof(list) - 1, file);
+        list[length] = '\0';
+        fclose(file);
+    }
+    return names_us(list);
+}
+
 /* NCCL calls some public functions of its own, and with two NCCLs in the process those calls must
  * come back to the one that made them. Everybody else gets the first in the loader's order. */
 static void *choose(const char *name, const void *site)
@@ -66,7 +94,7 @@ static void *choose(const char *name, const void *site)
         choice.caller_base = caller.base;
     }
     lamprey_image_each_nccl(visit_choice, &choice);
-    if (choice.function != NULL) {
+    if (choice.function != NULL && preloaded()) {
         lamprey_attach(choice.function, "preload");
     }
     return choice.function;
@@ -128,7 +156,7 @@ static int note_one(const struct lamprey_image *image, void *context)
  * it. */
 __attribute__((constructor)) static void enter(void)
 {
-    void *global = dlopen(NULL, RTLD_LAZY);
+    void *global = preloaded() ? dlopen(NULL, RTLD_LAZY) : NULL;
     bool nccl_is_here = false;
     void *visible = NULL;
 

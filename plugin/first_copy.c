@@ -15,6 +15,7 @@
 struct walk {
     uintptr_t own_base;
     int earlier;
+    struct lamprey_image first; /* where earlier */
 };
 
 static int visit(struct dl_phdr_info *info, size_t size, void *context)
@@ -34,24 +35,39 @@ static int visit(struct dl_phdr_info *info, size_t size, void *context)
                                &image) == LAMPREY_OK &&
             lamprey_image_function(&image, MARK) != NULL) {
             walk->earlier = 1;
+            walk->first = image;
             return 1;
         }
     }
     return 0;
 }
 
+static void look(struct walk *walk)
+{
+    struct lamprey_image own;
+
+    if (lamprey_image_find((const void *)&lamprey_first_copy, &own) == LAMPREY_OK) {
+        walk->own_base = own.base;
+        dl_iterate_phdr(visit, walk);
+    }
+}
+
 int lamprey_first_copy(void)
 {
     static _Atomic int answer = -1;
-    struct lamprey_image own;
-    struct walk walk = {0};
 
     if (answer < 0) {
-        if (lamprey_image_find((const void *)&lamprey_first_copy, &own) == LAMPREY_OK) {
-            walk.own_base = own.base;
-            dl_iterate_phdr(visit, &walk);
-        }
+        struct walk walk = {0};
+        look(&walk);
         answer = !walk.earlier;
     }
     return answer;
+}
+
+void *lamprey_first_copy_function(const char *name)
+{
+    struct walk walk = {0};
+
+    look(&walk);
+    return walk.earlier ? lamprey_image_function(&walk.first, name) : NULL;
 }

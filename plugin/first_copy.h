@@ -7,4 +7,7 @@
  * later in the list. Thread-safe, callable from a constructor. */
 int lamprey_first_copy(void);
 
+/* A function of the copy that was loaded first; NULL if that is this one or hasn't got it. */
+void *lamprey_first_copy_function(const char *name);
+
 #endif

@@ -13,6 +13,28 @@
 /* One installation at a time: neighbours may share a page or a word of code. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
+/* A child must find neither the lock taken nor callers held in an entry that is being changed. */
+static void before_fork(void)
+{
+    pthread_mutex_lock(&mutex);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&mutex);
+}
+
+static void register_handlers(void)
+{
+    pthread_atfork(before_fork, after_fork, after_fork);
+}
+
+void lamprey_hooks_watch_forks(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, register_handlers);
+}
+
 static enum lamprey_status check_targets(const struct lamprey_hook_target *targets, size_t count,
                                          char *reason, size_t reason_size)
 {
@@ -95,6 +117,7 @@ enum lamprey_status lamprey_hooks_install(enum lamprey_hook_method method,
         snprintf(reason, reason_size, "out of memory");
         return LAMPREY_ERROR_MEMORY;
     }
+    lamprey_hooks_watch_forks();
     pthread_mutex_lock(&mutex);
     status = method == LAMPREY_HOOK_TEXT ? lamprey_hook_text_install(created, reason, reason_size)
                                          : lamprey_hook_got_install(created, reason, reason_size);

@@ -44,6 +44,11 @@ enum lamprey_status lamprey_hooks_install(enum lamprey_hook_method method,
                                           struct lamprey_hooks **hooks, char *reason,
                                           size_t reason_size);
 
+/* Holds forks off while functions are being changed; install does it too. A caller with a lock of
+ * its own around these functions registers its handlers after this call, so that its lock is taken
+ * first. */
+void lamprey_hooks_watch_forks(void);
+
 /* Re-scans objects loaded since (GOT method; nothing to do for text). */
 void lamprey_hooks_refresh(struct lamprey_hooks *hooks);
 

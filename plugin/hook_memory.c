@@ -381,12 +381,15 @@ static char thread_state(pid_t id)
 }
 
 /* The kernel makes a thread's clock from its id; glibc offers that for pthread_t only. -1 once the
- * thread has ended. */
+ * thread has ended; 0 where the clock can't be read, so that no time seems to pass. */
 static int64_t thread_time_ns(pid_t id)
 {
     struct timespec time;
     clockid_t clock = (clockid_t)(~(unsigned)id << 3 | 6);
-    return clock_gettime(clock, &time) == 0 ? time.tv_sec * INT64_C(1000000000) + time.tv_nsec : -1;
+    if (clock_gettime(clock, &time) == 0) {
+        return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+    }
+    return errno == EINVAL || errno == ESRCH ? -1 : 0;
 }
 
 static enum lamprey_status list_threads(struct thread **threads, size_t *count)
@@ -424,8 +427,9 @@ static int64_t monotonic_ns(void)
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-/* Long against a handful of instructions, and against what the kernel books on a switch. */
-static const int64_t settled_ns = 20000;
+/* Long against a handful of instructions, also where one of them faults and the kernel clears a
+ * huge page for it. */
+static const int64_t settled_ns = 2000000;
 
 static bool has_settled(const struct thread *thread)
 {
@@ -433,9 +437,10 @@ static bool has_settled(const struct thread *thread)
     if (now < 0 || now - thread->start_ns > settled_ns) {
         return true;
     }
-    /* A thread that was stopped, by a debugger say, may be anywhere. */
+    /* One that sleeps is in a system call, or has ended. One that was stopped, by a debugger say,
+     * may be anywhere, and so may one in uninterruptible sleep: that may be a page fault. */
     char state = thread_state(thread->id);
-    return state != 'R' && state != 'T' && state != 't';
+    return state == 'S' || state == 'I' || state == 'Z' || state == 'X' || state == 0;
 }
 
 enum lamprey_status lamprey_hook_threads_settle(unsigned timeout_ms)
