@@ -284,6 +284,23 @@ TEST(FirstCopy, SecondLibraryStaysPassive)
     EXPECT_EQ(calls.value("wrong"), "0") << calls;
 }
 
+TEST(FirstCopy, SecondLibraryHandsItsDoorToTheFirst)
+{
+    Installed installed;
+    Outcome outcome =
+        run({"after", absolute(kLibrary), absolute(kFake), "Tuner", "5", installed.library()}, {});
+    EXPECT_EQ(outcome.value("redirected"), "all") << outcome;
+    EXPECT_EQ(outcome.value("copies"), "2") << outcome;
+}
+
+TEST(FirstCopy, LinkingTheLibraryIsNotAskingForIt)
+{
+    Outcome outcome = run({"linked", absolute(kLibrary), absolute(kFake), absolute(kUser)}, {});
+    EXPECT_EQ(outcome.value("before"), "none") << outcome;
+    EXPECT_EQ(outcome.value("redirected"), "none") << outcome;
+    EXPECT_EQ(outcome.value("wrong"), "0") << outcome;
+}
+
 // --- default-named doors ------------------------------------------------------------------------
 
 TEST(DefaultDoor, OpensTheLibraryIfNcclPluginNamesIt)

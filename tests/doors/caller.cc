@@ -199,6 +199,21 @@ void user(char **arguments)
     print_library();
 }
 
+// after LIBRARY FAKE KIND VERSION PLUGIN: a copy of the library is here already when NCCL opens its
+// plugin.
+void after(char **arguments)
+{
+    open_library(arguments[0], 0);
+    door(arguments + 1);
+}
+
+// linked LIBRARY NCCL USER: the library is among the program's own, as by -llamprey.
+void linked(char **arguments)
+{
+    open_library(arguments[0], RTLD_GLOBAL);
+    user(arguments + 1);
+}
+
 // alone USER: NCCL's names are there, NCCL isn't.
 void alone(char **arguments)
 {
@@ -255,6 +270,8 @@ const struct {
     {"unique-id", 1, unique_id},
     {"door", 4, door},
     {"user", 2, user},
+    {"after", 5, after},
+    {"linked", 3, linked},
     {"alone", 1, alone},
     {"two", 2, two},
     {"communicators", 1, communicators},
