@@ -573,15 +573,17 @@ TEST_F(Hook, IsSafeForThreadsInsideTheFunctions)
 void FillNeighbourhood(uintptr_t address)
 {
     const uintptr_t reach = (uintptr_t{1} << 31) + (uintptr_t{1} << 20);
+    // Asked for more than the user's half, ThreadSanitizer maps at 0 instead.
+    const uintptr_t top = (UINTPTR_MAX >> 17) & ~uintptr_t{4095};
     lamprey_hook_maps maps;
     if (lamprey_hook_maps_read(&maps) != LAMPREY_OK) {
         return;
     }
     for (size_t i = 0; i <= maps.count; i++) {
         uintptr_t start = i == 0 ? 65536 : maps.mappings[i - 1].end;
-        uintptr_t end = i == maps.count ? UINTPTR_MAX >> 17 : maps.mappings[i].start;
+        uintptr_t end = i == maps.count ? top : maps.mappings[i].start;
         start = std::max(start, (address - reach) & ~uintptr_t{4095});
-        end = std::min(end, address + reach);
+        end = std::min({end, address + reach, top});
         if (end > start) {
             mmap(reinterpret_cast<void *>(start), (end - start) & ~uintptr_t{4095}, PROT_NONE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
