@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "topology/domain.h"
 
-#include <inttypes.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <string.h>
+
+#include "topology/pci.h"
+#include "topology/reason.h"
 
 _Static_assert(sizeof(struct lamprey_gpu_links) == 200, "travels between ranks");
 _Static_assert(sizeof(struct lamprey_domain_record) == 248, "travels between ranks");
@@ -19,29 +19,8 @@ enum {
     FABRIC_SUCCESS = 0,
 };
 
-enum { PCI_TEXT = 24 };
-
-struct reason {
-    char *text;
-    size_t size;
-};
-
-__attribute__((format(printf, 2, 3))) static bool refuse(const struct reason *reason,
-                                                         const char *format, ...) {
-    if (reason->size > 0) {
-        va_list arguments;
-        va_start(arguments, format);
-        vsnprintf(reason->text, reason->size, format, arguments);
-        va_end(arguments);
-    }
-    return false;
-}
-
-static const char *pci_text(uint64_t id, char text[PCI_TEXT]) {
-    snprintf(text, PCI_TEXT, "%04" PRIx64 ":%02x:%02x.%x", id >> 16, (unsigned)(id >> 8 & 0xff),
-             (unsigned)(id >> 3 & 0x1f), (unsigned)(id & 7));
-    return text;
-}
+/* Gives the reason; 0, which is false. */
+#define refuse(reason, ...) lamprey_reason_give((reason), 0, __VA_ARGS__)
 
 static bool is_zero(const uint8_t bytes[16]) {
     static const uint8_t zero[16];
@@ -69,7 +48,7 @@ static bool health_is_bad(uint32_t mask) {
 }
 
 static bool records_make_sense(const struct lamprey_domain_record *records, size_t n,
-                               const struct reason *reason) {
+                               const struct lamprey_reason *reason) {
     for (size_t rank = 0; rank < n; rank++) {
         const struct lamprey_gpu_links *links = &records[rank].links;
         if (links->kind > LAMPREY_NVLINK_SWITCH || links->peer_count > LAMPREY_TOPOLOGY_MAX_PEERS) {
@@ -84,7 +63,7 @@ static bool records_make_sense(const struct lamprey_domain_record *records, size
 }
 
 static bool gpus_are_distinct(const struct lamprey_domain_record *records, size_t n,
-                              const struct reason *reason) {
+                              const struct lamprey_reason *reason) {
     bool shared = true;
     for (size_t rank = 0; rank < n; rank++) {
         shared = shared && records[rank].share_gpu != 0;
@@ -92,9 +71,10 @@ static bool gpus_are_distinct(const struct lamprey_domain_record *records, size_
     for (size_t a = 0; !shared && a < n; a++) {
         for (size_t b = a + 1; b < n; b++) {
             if (same_gpu(&records[a], &records[b])) {
-                char text[PCI_TEXT];
+                char text[LAMPREY_PCI_TEXT];
                 return refuse(reason, "ranks %zu (pid %u) and %zu (pid %u) use the same GPU %s", a,
-                              records[a].pid, b, records[b].pid, pci_text(records[a].pci_id, text));
+                              records[a].pid, b, records[b].pid,
+                              lamprey_pci_text(records[a].pci_id, text));
             }
         }
     }
@@ -102,7 +82,7 @@ static bool gpus_are_distinct(const struct lamprey_domain_record *records, size_
 }
 
 static bool share_host(const struct lamprey_domain_record *records, size_t n,
-                       const struct reason *reason) {
+                       const struct lamprey_reason *reason) {
     for (size_t rank = 0; rank < n; rank++) {
         if (n > 1 && is_zero(records[rank].host_id)) {
             return refuse(reason, "rank %zu does not know its host", rank);
@@ -116,7 +96,7 @@ static bool share_host(const struct lamprey_domain_record *records, size_t n,
 
 /* One GPU as an end of NVLinks, whoever is at the other end. */
 static bool has_links(const struct lamprey_gpu_links *links, size_t rank,
-                      const struct reason *reason) {
+                      const struct lamprey_reason *reason) {
     switch ((enum lamprey_nvlink_kind)links->kind) {
     case LAMPREY_NVLINK_UNKNOWN:
         return refuse(reason, "nothing is known of the NVLinks of rank %zu's GPU", rank);
@@ -155,7 +135,7 @@ static bool reaches(const struct lamprey_domain_record *from,
 }
 
 static bool pairs_are_joined(const struct lamprey_domain_record *records, size_t n,
-                             const struct reason *reason) {
+                             const struct lamprey_reason *reason) {
     for (size_t a = 0; a < n; a++) {
         for (size_t b = a + 1; b < n; b++) {
             if (same_gpu(&records[a], &records[b])) {
@@ -166,11 +146,11 @@ static bool pairs_are_joined(const struct lamprey_domain_record *records, size_t
                 return false;
             }
             if (!reaches(&records[a], &records[b]) || !reaches(&records[b], &records[a])) {
-                char text_a[PCI_TEXT];
-                char text_b[PCI_TEXT];
+                char text_a[LAMPREY_PCI_TEXT];
+                char text_b[LAMPREY_PCI_TEXT];
                 return refuse(reason, "no NVLink between rank %zu's GPU %s and rank %zu's GPU %s",
-                              a, pci_text(records[a].pci_id, text_a), b,
-                              pci_text(records[b].pci_id, text_b));
+                              a, lamprey_pci_text(records[a].pci_id, text_a), b,
+                              lamprey_pci_text(records[b].pci_id, text_b));
             }
         }
     }
@@ -178,7 +158,7 @@ static bool pairs_are_joined(const struct lamprey_domain_record *records, size_t
 }
 
 static bool share_fabric(const struct lamprey_domain_record *records, size_t n,
-                         const struct reason *reason) {
+                         const struct lamprey_reason *reason) {
     const struct lamprey_gpu_links *first = &records[0].links;
     for (size_t rank = 0; rank < n; rank++) {
         const struct lamprey_gpu_links *links = &records[rank].links;
@@ -210,11 +190,11 @@ static bool share_fabric(const struct lamprey_domain_record *records, size_t n,
 
 enum lamprey_domain lamprey_domain_decide(const struct lamprey_domain_record *records, size_t n,
                                           char *reason, size_t reason_size) {
-    struct reason whole = {.text = reason, .size = reason != NULL ? reason_size : 0};
+    struct lamprey_reason whole = {.text = reason, .size = reason != NULL ? reason_size : 0};
     char host_text[160] = "";
     char fabric_text[160] = "";
-    struct reason host = {.text = host_text, .size = sizeof(host_text)};
-    struct reason fabric = {.text = fabric_text, .size = sizeof(fabric_text)};
+    struct lamprey_reason host = {.text = host_text, .size = sizeof(host_text)};
+    struct lamprey_reason fabric = {.text = fabric_text, .size = sizeof(fabric_text)};
 
     if (whole.size > 0) {
         whole.text[0] = '\0';
