@@ -5,7 +5,6 @@ def emulated_test(name, program, expectation, gpus = 2, args = [], variables = [
     native.sh_test(
         name = name,
         size = "medium",
-        timeout = "short",
         srcs = ["emulated_test.sh"],
         args = [
             expectation,
