@@ -8,13 +8,16 @@
 #   --only PATTERN     tests whose name matches the shell pattern
 #   --quick            correctness of the main path, and short timings
 #
-#   LAMPREY_RESULTS    folder for the results (default: results beside this file)
-#   LAMPREY_RUN_BUDGET seconds for all tests (default 480): what does not fit is skipped
-#   NCCL_LIBRARY       the libnccl.so.2 to use (default: PyTorch's, else the loader's)
+#   LAMPREY_RESULTS       folder for the results (default: results beside this file)
+#   LAMPREY_RUN_BUDGET    seconds for all tests (default 480): what does not fit is skipped
+#   LAMPREY_RUN_TOPOLOGY  an hwloc XML file that stands for this machine, to rehearse with emulated libraries: set
+#                         NCCL_LIBRARY and LD_LIBRARY_PATH to them
+#   NCCL_LIBRARY          the libnccl.so.2 to use (default: PyTorch's, else the loader's)
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 results=${LAMPREY_RESULTS:-$here/results}
+topology=${LAMPREY_RUN_TOPOLOGY:+$(readlink -f "$LAMPREY_RUN_TOPOLOGY")}
 budget=${LAMPREY_RUN_BUDGET:-480}
 list=0
 quick=0
@@ -29,7 +32,7 @@ while [ "$#" -gt 0 ]; do
             shift
             ;;
         -h | --help)
-            sed -n '3,14s/^# \{0,1\}//p' "$0"
+            sed -n '3,16s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *)
@@ -40,6 +43,11 @@ while [ "$#" -gt 0 ]; do
     shift
 done
 
+if [ -n "${LAMPREY_RUN_TOPOLOGY:-}" ] && [ ! -r "$topology" ]; then
+    echo "run: LAMPREY_RUN_TOPOLOGY=$LAMPREY_RUN_TOPOLOGY can't be read" >&2
+    exit 2
+fi
+
 # NVLink multicast stays off, whatever the machine's defaults are.
 export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
 unset NCCL_PLUGIN NCCL_TUNER_PLUGIN NCCL_ENV_PLUGIN NCCL_PROFILER_PLUGIN NCCL_NET_PLUGIN LD_PRELOAD
@@ -47,6 +55,7 @@ unset NCCL_PLUGIN NCCL_TUNER_PLUGIN NCCL_ENV_PLUGIN NCCL_PROFILER_PLUGIN NCCL_NE
 for name in ${!LAMPREY_*}; do
     unset "$name"
 done
+[ -z "$topology" ] || export LAMPREY_TOPOLOGY=$topology
 
 say() {
     printf '%s\n' "$*"
@@ -75,6 +84,8 @@ nccl=$(find_nccl)
 if [ "$list" = 0 ]; then
     [ -n "$nccl" ] || say "run: no libnccl.so.2 found: set NCCL_LIBRARY (its tests will be skipped)"
     mkdir -p "$results/logs" || exit 1
+    # What an earlier run left is not of today.
+    rm -f "$results"/logs/*.log "$results"/{times.txt,order_cost.tsv,counts.txt}
     : >"$results/summary.tsv"
     : >"$results/times.tsv"
     work=$(mktemp -d)
@@ -88,6 +99,7 @@ if [ "$list" = 0 ]; then
     {
         say "date: $(date -u +%FT%TZ)"
         say "nccl: $(basename "$(readlink -f "$nccl")")"
+        [ -z "$topology" ] || say "topology: $(basename "$topology")"
         cat "$here/bundle.txt"
         nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv,noheader 2>&1
         nvidia-smi topo -m 2>&1
@@ -200,22 +212,31 @@ try() {
     fi
 }
 
+# has_passed NAME: in this run
+has_passed() {
+    [ "$list" = 0 ] && awk -F '\t' -v name="$1" '$1 == name && $2 == "pass" { found = 1 } END { exit !found }' \
+        "$results/summary.tsv"
+}
+
 # keep_times NAME CONFIGURATION: figures of a test's log.
 keep_times() {
-    [ "$list" = 0 ] && [ -e "$results/logs/$1.log" ] && wanted "$1" || return 0
+    has_passed "$1" || return 0
     awk -F '\t' -v OFS='\t' -v config="$2" '
         $1 == "result" && $6 != "-" { print "C program", $3, $2, config, $6 }
         $1 == "time" { print "PyTorch", $2, $4, config, $5 }' "$results/logs/$1.log" >>"$results/times.tsv"
 }
 
-base=(env "LD_LIBRARY_PATH=$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
+# The counters show whether Lamprey is in a process, so all ask for them. Its folder is the first, for a Lamprey that is
+# installed here must not be tested instead.
+base=(env "LD_LIBRARY_PATH=$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" LAMPREY_STATS=1)
 doors=(env "LD_LIBRARY_PATH=$lib:$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" LAMPREY_STATS=1)
 with=("${doors[@]}" NCCL_PLUGIN=lamprey)
 
 # Kernel and module tests that need a GPU.
+kernels=(env -C "$here/tree" "LD_LIBRARY_PATH=$lib:$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
 for binary in "$here"/tests/*; do
     [ -x "$binary" ] || continue
-    try "$(basename "$binary")" 120 any env -C "$here/tree" "LD_LIBRARY_PATH=$lib:$nccl_folder" "$binary"
+    try "$(basename "$binary")" 120 any "${kernels[@]}" "$binary"
 done
 
 # Correctness of the main path.
@@ -252,8 +273,9 @@ if [ -n "$python" ]; then
     keep_times torch_lamprey lamprey
 fi
 
-try order_cost 60 any "${base[@]}" "$here/programs/order_cost"
-if [ "$list" = 0 ] && [ -e "$results/logs/order_cost.log" ]; then
+# A benchmark alone, and the emulator is far too slow for it.
+[ -n "$topology" ] || try order_cost 60 any "${base[@]}" "$here/programs/order_cost"
+if has_passed order_cost; then
     grep "^order" "$results/logs/order_cost.log" >"$results/order_cost.tsv"
 fi
 if [ "$quick" = 0 ]; then
@@ -271,7 +293,7 @@ if [ "$quick" = 0 ]; then
     try door_env 60 served "${doors[@]}" NCCL_ENV_PLUGIN=lamprey "${door[@]}"
     try door_profiler 60 served "${doors[@]}" NCCL_PROFILER_PLUGIN=lamprey "${door[@]}"
     try door_net 60 served "${doors[@]}" NCCL_NET_PLUGIN=lamprey "${door[@]}"
-    try door_preload 60 some "${base[@]}" LAMPREY_STATS=1 "LD_PRELOAD=$lib/liblamprey.so" \
+    try door_preload 60 some "${base[@]}" "LD_PRELOAD=$lib/liblamprey.so" \
         "$here/programs/threads"
     try not_asked 60 plain "${doors[@]}" "${door[@]}"
 fi
@@ -303,7 +325,7 @@ if [ "$quick" = 0 ]; then
     for binary in "$here"/tests/*kernel*; do
         if [ -x "$binary" ] && [ -n "$sanitizer" ]; then
             # One process drives all GPUs here; the demo below has a process per GPU.
-            try "memcheck_$(basename "$binary")" 120 any env -C "$here/tree" "LD_LIBRARY_PATH=$lib:$nccl_folder" \
+            try "memcheck_$(basename "$binary")" 120 any "${kernels[@]}" \
                 "$sanitizer" --tool memcheck --error-exitcode 9 "$binary"
         fi
     done
@@ -312,6 +334,8 @@ if [ "$quick" = 0 ]; then
 fi
 
 [ "$list" = 0 ] || exit 0
+
+[ -z "$topology" ] || say "run: a rehearsal on $(basename "$topology"): figures mean nothing"
 
 # One table of the figures: medians, us per call, slowest rank.
 if [ -s "$results/times.tsv" ]; then

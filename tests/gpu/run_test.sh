@@ -33,6 +33,8 @@ if [ -n "${NCCL_PLUGIN:-}" ]; then
     echo "lamprey stats: pid=2 served=5 fallback_size=1" >&2
 fi
 printf 'result\t256\tgraph\t100\t0\t%s\n' "$time"
+# Figures, and yet it fails.
+[ -z "${NCCL_GRAPH_MIXING_SUPPORT:-}" ] || exit 1
 END
 program threads <<'END'
 echo "skipped: no such thing here"
@@ -51,8 +53,9 @@ END
 program dlsym_first <<'END'
 echo "lamprey stats: pid=1 served=5"
 END
+# The library speaks only if asked to, as in all baselines.
 program graph_mix <<'END'
-echo "lamprey stats: pid=1 served=5"
+[ -z "${LAMPREY_STATS:-}" ] || echo "lamprey stats: pid=1 served=5"
 sleep 987654 &
 echo $! >"$NCCL_LIBRARY.left_behind"
 END
@@ -63,9 +66,13 @@ echo "[  SKIPPED ] 2 tests, listed below:"
 END
 chmod +x "$bundle/tests/some_gpu_test"
 
+# An earlier run's.
+mkdir -p "$LAMPREY_RESULTS/logs"
+printf 'order\tgraph\n' | tee "$LAMPREY_RESULTS/logs/order_cost.log" >"$LAMPREY_RESULTS/order_cost.tsv"
+
 status=0
-"$bundle/run" --only some_gpu_test --only 'demo_nccl' --only demo_lamprey --only threads --only group --only sweep \
-    --only not_asked --only door_env --only disabled --only graph_mix >"$scratch/out" 2>&1 || status=$?
+"$bundle/run" --only some_gpu_test --only 'demo_nccl*' --only demo_lamprey --only threads --only group --only sweep \
+    --only not_asked --only door_env --only disabled --only '*graph_mix' >"$scratch/out" 2>&1 || status=$?
 [ "$status" = 1 ] || fail "status $status with failed tests"
 
 expect() {
@@ -81,16 +88,42 @@ expect $'^not_asked\tFAIL\t0\t1\t0\t.*not asked for'
 expect $'^door_env\tpass\t'
 expect $'^disabled\tFAIL\t.*stand aside'
 expect $'^graph_mix\tpass\t'
-[ "$(tail -n 1 "$scratch/out")" = "11 passed, 4 failed, 3 skipped" ] || fail "the counts are wrong"
+expect $'^plain_graph_mix\tFAIL\t.*not asked for'
+expect $'^demo_nccl_no_mixing\tFAIL\t'
+[ "$(tail -n 1 "$scratch/out")" = "11 passed, 6 failed, 3 skipped" ] || fail "the counts are wrong"
 grep -qE 'C program +graph +256 +6.00 +2.00 +3.00x' "$scratch/out" || fail "the table of figures is wrong"
+if grep -q no-mixing "$scratch/results/times.tsv"; then
+    fail "figures of a failed test"
+fi
+if [ -e "$scratch/results/order_cost.tsv" ] || [ -e "$scratch/results/logs/order_cost.log" ]; then
+    fail "an earlier run's results were kept"
+fi
 left=$(cat "$NCCL_LIBRARY.left_behind")
 [ ! -e "/proc/$left" ] || grep -q 'State:.Z' "/proc/$left/status" || fail "a process was left behind"
 
-# What does not fit the time is skipped, and that alone is no success.
+# What does not fit the time is skipped, and that alone is no success; the run before it had figures.
 status=0
-LAMPREY_RUN_BUDGET=0 "$bundle/run" --only threads >"$scratch/out" 2>&1 || status=$?
+LAMPREY_RUN_BUDGET=0 "$bundle/run" --only threads --only demo_lamprey >"$scratch/out" 2>&1 || status=$?
 [ "$status" = 1 ] || fail "nothing ran, and yet status $status"
-[ "$(tail -n 1 "$scratch/out")" = "0 passed, 0 failed, 1 skipped" ] || fail "the counts are wrong without time"
+[ "$(tail -n 1 "$scratch/out")" = "0 passed, 0 failed, 2 skipped" ] || fail "the counts are wrong without time"
+if [ -s "$scratch/results/times.tsv" ] || [ -e "$scratch/results/times.txt" ]; then
+    fail "figures of an earlier run"
+fi
 
 "$bundle/run" --list >"$scratch/out"
 grep -qx sweep "$scratch/out" || fail "--list lacks a test"
+
+# A rehearsal: the machine is the file's, and what is too slow in the emulator is left out.
+program threads <<'END'
+printf 'lamprey stats: pid=1 served=1\n%s\n' "${LAMPREY_TOPOLOGY:-}"
+END
+echo '<topology/>' >"$scratch/machine.xml"
+(cd "$scratch" && LAMPREY_RUN_TOPOLOGY=machine.xml "$bundle/run" --only threads --only order_cost) >"$scratch/out" 2>&1 ||
+    fail "the rehearsal failed"
+grep -qx "$scratch/machine.xml" "$scratch/results/logs/threads.log" || fail "the topology did not reach the program"
+[ "$(tail -n 1 "$scratch/out")" = "1 passed, 0 failed, 0 skipped" ] || fail "the counts are wrong in a rehearsal"
+status=0
+LAMPREY_RUN_TOPOLOGY=$scratch/nothing.xml "$bundle/run" >"$scratch/out" 2>&1 || status=$?
+if [ "$status" != 2 ] || ! grep -q "can't be read" "$scratch/out"; then
+    fail "took a topology that is not there"
+fi
