@@ -53,6 +53,34 @@ if tools/install --bad "$scratch/other" 2>/dev/null; then
     fail "took an unknown option"
 fi
 
+# A library that the topology library needs and that is nowhere; an ldd that fails.
+mkdir "$scratch/stand-in"
+for fault in 'echo "libhwloc.so.15 => /nowhere (0x0)"; echo "libmissing.so.1 => not found"' 'exit 1' 'true'; do
+    printf '#!/bin/sh\n%s\n' "$fault" >"$scratch/stand-in/ldd"
+    chmod +x "$scratch/stand-in/ldd"
+    if PATH=$scratch/stand-in:$PATH tools/install --from . "$scratch/other" 2>"$scratch/error"; then
+        fail "installed although ldd did: $fault"
+    fi
+    grep -q '^install: error: ' "$scratch/error" || fail "no clear error although ldd did: $fault"
+    [ ! -e "$scratch/other" ] || fail "began to install although ldd did: $fault"
+done
+
+# Without the default-named tuner; a second time over a tree that has it, and over one with somebody else's.
+tools/install --from . --without-tuner "$scratch/without"
+[ ! -e "$scratch/without/lib/libnccl-tuner.so" ] || fail "--without-tuner left the tuner in"
+[ -L "$scratch/without/lib/libnccl-tuner-lamprey.so" ] || fail "--without-tuner took the named door too"
+tools/install --from . "$scratch/without"
+[ -e "$scratch/without/lib/libnccl-tuner.so" ] || fail "the tuner is missing"
+tools/install --from . --without-tuner "$scratch/without"
+[ ! -e "$scratch/without/lib/libnccl-tuner.so" ] || fail "--without-tuner kept the tuner of an earlier installation"
+echo "another" >"$scratch/without/lib/libnccl-tuner.so"
+tools/install --from . --without-tuner "$scratch/without"
+if tools/install --from . "$scratch/without" 2>"$scratch/error"; then
+    fail "replaced somebody else's tuner"
+fi
+grep -q "is not Lamprey's" "$scratch/error" || fail "no clear error for somebody else's tuner"
+[ "$(cat "$scratch/without/lib/libnccl-tuner.so")" = another ] || fail "somebody else's tuner was changed"
+
 # The command.
 [[ $("$prefix/bin/lamprey" version) =~ ^lamprey\ [0-9]+\.[0-9]+\.[0-9]+$ ]] || fail "lamprey version"
 # shellcheck disable=SC2016 # for the inner shell
@@ -60,7 +88,7 @@ inner='echo "$NCCL_PLUGIN $LD_LIBRARY_PATH"'
 [ "$(env -u LD_LIBRARY_PATH -u NCCL_PLUGIN "$prefix/bin/lamprey" run sh -c "$inner")" = \
     "lamprey $prefix/lib" ] || fail "lamprey run"
 [ "$(LD_LIBRARY_PATH=/x NCCL_PLUGIN=other "$prefix/bin/lamprey" run sh -c "$inner")" = \
-    "other,lamprey $prefix/lib:/x" ] || fail "lamprey run with settings of one's own"
+    "other,lamprey /x:$prefix/lib" ] || fail "lamprey run with settings of one's own"
 if "$prefix/bin/lamprey" run 2>/dev/null; then
     fail "lamprey run without a program"
 fi
