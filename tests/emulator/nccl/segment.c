@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,7 @@ struct id_content {
 struct root {
     int listener;
     int memory;
+    sem_t *started; /* the starter's, for as long as it waits */
 };
 
 void emulated_pause(unsigned turns)
@@ -120,6 +122,7 @@ static int receive_descriptor(int socket)
 static void *root_main(void *argument)
 {
     struct root *root = argument;
+    sem_post(root->started);
     int wanted = -1;
     for (int served = 0; wanted < 0 || served < wanted;) {
         int peer = accept4(root->listener, NULL, NULL, SOCK_CLOEXEC);
@@ -143,8 +146,13 @@ static void *root_main(void *argument)
     return NULL;
 }
 
+/* Returns once the thread is past its start: the caller may fork its ranks at once, and a thread that
+ * starts is inside AddressSanitizer's allocator, whose locks the child would find taken for ever. */
 static bool start_root(struct root *root)
 {
+    sem_t started;
+    sem_init(&started, 0, 0);
+    root->started = &started;
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
@@ -154,7 +162,10 @@ static bool start_root(struct root *root)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error == 0) {
         pthread_detach(thread);
+        while (sem_wait(&started) != 0) {
+        }
     }
+    sem_destroy(&started);
     return error == 0;
 }
 
