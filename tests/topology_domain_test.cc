@@ -13,11 +13,13 @@ using Records = std::vector<lamprey_domain_record>;
 
 constexpr uint32_t kFabricUp = 3;
 
-uint64_t pci(size_t gpu) {
+uint64_t pci(size_t gpu)
+{
     return lamprey_pci_id(0, 0x10 + static_cast<uint32_t>(gpu), 0, 0);
 }
 
-lamprey_domain_record switched(size_t gpu, uint8_t host = 1) {
+lamprey_domain_record switched(size_t gpu, uint8_t host = 1)
+{
     lamprey_domain_record record = {};
     record.links.kind = LAMPREY_NVLINK_SWITCH;
     record.links.links_active = 18;
@@ -31,7 +33,8 @@ lamprey_domain_record switched(size_t gpu, uint8_t host = 1) {
     return record;
 }
 
-lamprey_domain_record direct(size_t gpu, const std::vector<size_t> &peers) {
+lamprey_domain_record direct(size_t gpu, const std::vector<size_t> &peers)
+{
     lamprey_domain_record record = switched(gpu);
     record.links.kind = LAMPREY_NVLINK_DIRECT;
     record.links.fabric_state = 0;
@@ -41,7 +44,8 @@ lamprey_domain_record direct(size_t gpu, const std::vector<size_t> &peers) {
     return record;
 }
 
-lamprey_domain_record clustered(size_t gpu, uint8_t host) {
+lamprey_domain_record clustered(size_t gpu, uint8_t host)
+{
     lamprey_domain_record record = switched(gpu, host);
     record.links.fabric_uuid[3] = 0xc5;
     record.links.fabric_clique = 4026;
@@ -49,7 +53,8 @@ lamprey_domain_record clustered(size_t gpu, uint8_t host) {
     return record;
 }
 
-Records all_switched(size_t n) {
+Records all_switched(size_t n)
+{
     Records records;
     for (size_t i = 0; i < n; i++) {
         records.push_back(switched(i));
@@ -58,7 +63,8 @@ Records all_switched(size_t n) {
 }
 
 /* Two hosts of two GPUs in one cluster. */
-Records two_trays() {
+Records two_trays()
+{
     return {clustered(0, 1), clustered(1, 1), clustered(0, 2), clustered(1, 2)};
 }
 
@@ -67,7 +73,8 @@ struct Decision {
     std::string reason;
 };
 
-Decision decide(const Records &records) {
+Decision decide(const Records &records)
+{
     char reason[512];
     std::memset(reason, 'x', sizeof(reason));
     lamprey_domain domain =
@@ -75,30 +82,35 @@ Decision decide(const Records &records) {
     return {domain, reason};
 }
 
-void expect_domain(lamprey_domain domain, const Records &records) {
+void expect_domain(lamprey_domain domain, const Records &records)
+{
     Decision decision = decide(records);
     EXPECT_EQ(domain, decision.domain) << decision.reason;
     EXPECT_EQ("", decision.reason);
 }
 
-void expect_refused(const Records &records, const std::string &reason) {
+void expect_refused(const Records &records, const std::string &reason)
+{
     Decision decision = decide(records);
     EXPECT_EQ(LAMPREY_DOMAIN_NONE, decision.domain);
     EXPECT_EQ(reason, decision.reason);
 }
 
-TEST(DomainTest, AcceptsSwitchedGpusOfOneHost) {
+TEST(DomainTest, AcceptsSwitchedGpusOfOneHost)
+{
     for (size_t n : {2, 3, 4, 8, 16, 72}) {
         expect_domain(LAMPREY_DOMAIN_HOST, all_switched(n));
     }
 }
 
-TEST(DomainTest, AcceptsOneRankWhateverItsLinks) {
+TEST(DomainTest, AcceptsOneRankWhateverItsLinks)
+{
     Records records = {lamprey_domain_record{}};
     expect_domain(LAMPREY_DOMAIN_HOST, records);
 }
 
-TEST(DomainTest, RefusesWithoutRecords) {
+TEST(DomainTest, RefusesWithoutRecords)
+{
     char reason[64];
     EXPECT_EQ(LAMPREY_DOMAIN_NONE, lamprey_domain_decide(nullptr, 2, reason, sizeof(reason)));
     EXPECT_STREQ("no records", reason);
@@ -107,7 +119,8 @@ TEST(DomainTest, RefusesWithoutRecords) {
     EXPECT_STREQ("no records", reason);
 }
 
-TEST(DomainTest, NeedsNoRoomForAReason) {
+TEST(DomainTest, NeedsNoRoomForAReason)
+{
     Records records = all_switched(2);
     records[1].links.kind = LAMPREY_NVLINK_NONE;
     char reason[8];
@@ -121,7 +134,8 @@ TEST(DomainTest, NeedsNoRoomForAReason) {
     EXPECT_EQ('x', reason[5]);
 }
 
-TEST(DomainTest, RefusesRecordsThatMakeNoSense) {
+TEST(DomainTest, RefusesRecordsThatMakeNoSense)
+{
     Records records = all_switched(3);
     records[2].links.kind = LAMPREY_NVLINK_SWITCH + 1;
     expect_refused(records, "rank 2's record makes no sense (NVLink kind 4, 0 peers)");
@@ -130,7 +144,8 @@ TEST(DomainTest, RefusesRecordsThatMakeNoSense) {
     expect_refused(records, "rank 1's record makes no sense (NVLink kind 3, 19 peers)");
 }
 
-TEST(DomainTest, RefusesUnknownAndMissingLinks) {
+TEST(DomainTest, RefusesUnknownAndMissingLinks)
+{
     Records records = all_switched(3);
     records[1].links.kind = LAMPREY_NVLINK_UNKNOWN;
     expect_refused(records, "nothing is known of the NVLinks of rank 1's GPU");
@@ -138,7 +153,8 @@ TEST(DomainTest, RefusesUnknownAndMissingLinks) {
     expect_refused(records, "rank 1's GPU has no active NVLink");
 }
 
-TEST(DomainTest, RefusesMigEvenInAFabric) {
+TEST(DomainTest, RefusesMigEvenInAFabric)
+{
     Records records = two_trays();
     records[3].links.mig = 1;
     expect_refused(records, "rank 3's GPU is in MIG mode, which has no NVLink");
@@ -147,13 +163,15 @@ TEST(DomainTest, RefusesMigEvenInAFabric) {
     expect_refused(records, "rank 0's GPU is in MIG mode, which has no NVLink");
 }
 
-TEST(DomainTest, RefusesOneGpuTwice) {
+TEST(DomainTest, RefusesOneGpuTwice)
+{
     Records records = all_switched(4);
     records[3].gpu_uuid[1] = records[1].gpu_uuid[1];
     expect_refused(records, "ranks 1 (pid 101) and 3 (pid 103) use the same GPU 0000:11:00.0");
 }
 
-TEST(DomainTest, RefusesOneGpuTwiceByPciIdWhereUuidsAreUnknown) {
+TEST(DomainTest, RefusesOneGpuTwiceByPciIdWhereUuidsAreUnknown)
+{
     Records records = all_switched(3);
     std::memset(records[2].gpu_uuid, 0, sizeof(records[2].gpu_uuid));
     expect_domain(LAMPREY_DOMAIN_HOST, records);
@@ -161,7 +179,8 @@ TEST(DomainTest, RefusesOneGpuTwiceByPciIdWhereUuidsAreUnknown) {
     expect_refused(records, "ranks 0 (pid 100) and 2 (pid 102) use the same GPU 0000:10:00.0");
 }
 
-TEST(DomainTest, PciIdsOfDifferentHostsAreDifferentGpus) {
+TEST(DomainTest, PciIdsOfDifferentHostsAreDifferentGpus)
+{
     Records records = two_trays();
     for (lamprey_domain_record &record : records) {
         std::memset(record.gpu_uuid, 0, sizeof(record.gpu_uuid));
@@ -169,7 +188,8 @@ TEST(DomainTest, PciIdsOfDifferentHostsAreDifferentGpus) {
     expect_domain(LAMPREY_DOMAIN_FABRIC, records);
 }
 
-TEST(DomainTest, AcceptsASharedGpuOnlyWhenAllRanksDo) {
+TEST(DomainTest, AcceptsASharedGpuOnlyWhenAllRanksDo)
+{
     Records records = all_switched(3);
     records[2].gpu_uuid[1] = records[0].gpu_uuid[1];
     records[2].pci_id = records[0].pci_id;
@@ -180,7 +200,8 @@ TEST(DomainTest, AcceptsASharedGpuOnlyWhenAllRanksDo) {
     expect_domain(LAMPREY_DOMAIN_HOST, records);
 }
 
-TEST(DomainTest, RanksOnOneSharedGpuNeedNoLinks) {
+TEST(DomainTest, RanksOnOneSharedGpuNeedNoLinks)
+{
     Records records(2, lamprey_domain_record{});
     for (lamprey_domain_record &record : records) {
         record.host_id[0] = 1;
@@ -193,7 +214,8 @@ TEST(DomainTest, RanksOnOneSharedGpuNeedNoLinks) {
     EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
 }
 
-TEST(DomainTest, RefusesDifferentAndUnknownHosts) {
+TEST(DomainTest, RefusesDifferentAndUnknownHosts)
+{
     Records records = all_switched(3);
     records[2].host_id[15] = 9;
     expect_refused(records, "ranks 0 and 2 are on different hosts; rank 0's GPU belongs to no "
@@ -206,7 +228,8 @@ TEST(DomainTest, RefusesDifferentAndUnknownHosts) {
                    "rank 0 does not know its host; rank 0's GPU belongs to no NVLink cluster");
 }
 
-TEST(DomainTest, DirectLinksNeedBothDirections) {
+TEST(DomainTest, DirectLinksNeedBothDirections)
+{
     Records records = {direct(0, {1, 2}), direct(1, {0, 2}), direct(2, {0, 1})};
     expect_domain(LAMPREY_DOMAIN_HOST, records);
     records[2] = direct(2, {0});
@@ -217,13 +240,15 @@ TEST(DomainTest, DirectLinksNeedBothDirections) {
     EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
 }
 
-TEST(DomainTest, DirectLinksMustJoinEveryPair) {
+TEST(DomainTest, DirectLinksMustJoinEveryPair)
+{
     Records ring = {direct(0, {1, 3}), direct(1, {0, 2}), direct(2, {1, 3}), direct(3, {2, 0})};
     EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(ring).domain);
     EXPECT_EQ(0u, decide(ring).reason.find("no NVLink between rank 0's GPU"));
 }
 
-TEST(DomainTest, AListOfPeersMeetsSwitchesByConsent) {
+TEST(DomainTest, AListOfPeersMeetsSwitchesByConsent)
+{
     /* GPUs 0 and 1 are ruled out for each other on a machine of switches. */
     Records records = {direct(0, {2, 3}), switched(2), switched(3)};
     expect_domain(LAMPREY_DOMAIN_HOST, records);
@@ -234,7 +259,8 @@ TEST(DomainTest, AListOfPeersMeetsSwitchesByConsent) {
     EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
 }
 
-TEST(DomainTest, SwitchesCarryNothingBeforeTheFabricIsUp) {
+TEST(DomainTest, SwitchesCarryNothingBeforeTheFabricIsUp)
+{
     struct {
         uint32_t state;
         uint32_t status;
@@ -259,21 +285,25 @@ TEST(DomainTest, SwitchesCarryNothingBeforeTheFabricIsUp) {
     }
 }
 
-TEST(DomainTest, AcceptsOneCliqueOverHosts) {
+TEST(DomainTest, AcceptsOneCliqueOverHosts)
+{
     expect_domain(LAMPREY_DOMAIN_FABRIC, two_trays());
 }
 
-TEST(DomainTest, PrefersTheHost) {
+TEST(DomainTest, PrefersTheHost)
+{
     expect_domain(LAMPREY_DOMAIN_HOST, {clustered(0, 1), clustered(1, 1)});
 }
 
-TEST(DomainTest, AFabricJoinsOneHostWhoseLinksAreUnknown) {
+TEST(DomainTest, AFabricJoinsOneHostWhoseLinksAreUnknown)
+{
     Records records = {clustered(0, 1), clustered(1, 1)};
     records[0].links.kind = LAMPREY_NVLINK_UNKNOWN;
     expect_domain(LAMPREY_DOMAIN_FABRIC, records);
 }
 
-TEST(DomainTest, RefusesFabricsThatDiffer) {
+TEST(DomainTest, RefusesFabricsThatDiffer)
+{
     const std::string hosts = "ranks 0 and 2 are on different hosts; ";
     Records records = two_trays();
     records[2].links.fabric_uuid[15] = 1;
@@ -292,7 +322,26 @@ TEST(DomainTest, RefusesFabricsThatDiffer) {
     expect_refused(records, hosts + "the fabric refused rank 2's GPU (status 999)");
 }
 
-TEST(DomainTest, ReadsHealthByFields) {
+TEST(DomainTest, RefusesPartitionsOfOneHost)
+{
+    Records records = {clustered(0, 1), clustered(1, 1)};
+    EXPECT_EQ(LAMPREY_DOMAIN_HOST, decide(records).domain);
+    records[1].links.fabric_clique++;
+    EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
+    records = {clustered(0, 1), clustered(1, 1)};
+    records[0].links.fabric_uuid[15] ^= 1;
+    EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
+}
+
+TEST(DomainTest, RefusesAnUnhealthyFabricOnOneHostToo)
+{
+    Records records = {clustered(0, 1), clustered(1, 1)};
+    records[1].links.fabric_health = 0xa6;
+    EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
+}
+
+TEST(DomainTest, ReadsHealthByFields)
+{
     struct {
         uint32_t mask;
         bool healthy;
@@ -310,7 +359,8 @@ TEST(DomainTest, ReadsHealthByFields) {
     }
 }
 
-TEST(DomainTest, GivesTheSameAnswerForAnyOrderOfRanks) {
+TEST(DomainTest, GivesTheSameAnswerForAnyOrderOfRanks)
+{
     Records records = {direct(0, {1, 2}), direct(1, {0, 2}), direct(2, {0})};
     for (int turn = 0; turn < 3; turn++) {
         EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
@@ -319,7 +369,8 @@ TEST(DomainTest, GivesTheSameAnswerForAnyOrderOfRanks) {
     }
 }
 
-TEST(DomainTest, AnswersForThousandsOfRanksAtOnce) {
+TEST(DomainTest, AnswersForThousandsOfRanksAtOnce)
+{
     Records records;
     for (size_t rank = 0; rank < 20000; rank++) {
         records.push_back(switched(rank % 8, 0));
@@ -329,7 +380,8 @@ TEST(DomainTest, AnswersForThousandsOfRanksAtOnce) {
     EXPECT_EQ(LAMPREY_DOMAIN_NONE, decide(records).domain);
 }
 
-TEST(DomainTest, NamesDomains) {
+TEST(DomainTest, NamesDomains)
+{
     EXPECT_STREQ("none", lamprey_domain_name(LAMPREY_DOMAIN_NONE));
     EXPECT_STREQ("host", lamprey_domain_name(LAMPREY_DOMAIN_HOST));
     EXPECT_STREQ("fabric", lamprey_domain_name(LAMPREY_DOMAIN_FABRIC));

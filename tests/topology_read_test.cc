@@ -283,7 +283,7 @@ INSTANTIATE_TEST_SUITE_P(
         Job{{{"gb200-in-progress", {0, 1}}}, kHost, ""},
         Job{{{"gb200-in-progress", kAll4}}, kNo, "not up (state 2)"},
         Job{{{"gb200-refused", kAll4}}, kNo, "refused rank 1's GPU"},
-        Job{{{"gb200-unhealthy", kAll4}}, kHost, ""}));
+        Job{{{"gb200-unhealthy", kAll4}}, kNo, "rank 3's GPU unhealthy (mask 0xa9)"}));
 
 INSTANTIATE_TEST_SUITE_P(
     NotAllToAll, DecisionTest,

@@ -22,33 +22,28 @@ enum {
 /* Gives the reason; 0, which is false. */
 #define refuse(reason, ...) lamprey_reason_give((reason), 0, __VA_ARGS__)
 
-static bool is_zero(const uint8_t bytes[16]) {
+static bool is_zero(const uint8_t bytes[16])
+{
     static const uint8_t zero[16];
     return memcmp(bytes, zero, sizeof(zero)) == 0;
 }
 
-static bool same_host(const struct lamprey_domain_record *a,
-                      const struct lamprey_domain_record *b) {
+static bool same_host(const struct lamprey_domain_record *a, const struct lamprey_domain_record *b)
+{
     return memcmp(a->host_id, b->host_id, sizeof(a->host_id)) == 0;
 }
 
-static bool same_gpu(const struct lamprey_domain_record *a, const struct lamprey_domain_record *b) {
+static bool same_gpu(const struct lamprey_domain_record *a, const struct lamprey_domain_record *b)
+{
     if (!is_zero(a->gpu_uuid) && !is_zero(b->gpu_uuid)) {
         return memcmp(a->gpu_uuid, b->gpu_uuid, sizeof(a->gpu_uuid)) == 0;
     }
     return same_host(a, b) && a->pci_id == b->pci_id;
 }
 
-/* Four 2-bit fields (bandwidth, two about routes, time-outs): 0 not supported, 1 bad, 2 good, and
- * 3 in one of them bad until a reset. Then 4 bits about the configuration: 0 not supported, 1 good,
- * more is a fault. What lies beyond is not known to be bad news. A healthy GPU has 0xaa or 0x1aa.
- */
-static bool health_is_bad(uint32_t mask) {
-    return (mask & 0x55) != 0 || (mask >> 8 & 0xf) > 1;
-}
-
 static bool records_make_sense(const struct lamprey_domain_record *records, size_t n,
-                               const struct lamprey_reason *reason) {
+                               const struct lamprey_reason *reason)
+{
     for (size_t rank = 0; rank < n; rank++) {
         const struct lamprey_gpu_links *links = &records[rank].links;
         if (links->kind > LAMPREY_NVLINK_SWITCH || links->peer_count > LAMPREY_TOPOLOGY_MAX_PEERS) {
@@ -63,7 +58,8 @@ static bool records_make_sense(const struct lamprey_domain_record *records, size
 }
 
 static bool gpus_are_distinct(const struct lamprey_domain_record *records, size_t n,
-                              const struct lamprey_reason *reason) {
+                              const struct lamprey_reason *reason)
+{
     bool shared = true;
     for (size_t rank = 0; rank < n; rank++) {
         shared = shared && records[rank].share_gpu != 0;
@@ -82,7 +78,8 @@ static bool gpus_are_distinct(const struct lamprey_domain_record *records, size_
 }
 
 static bool share_host(const struct lamprey_domain_record *records, size_t n,
-                       const struct lamprey_reason *reason) {
+                       const struct lamprey_reason *reason)
+{
     for (size_t rank = 0; rank < n; rank++) {
         if (n > 1 && is_zero(records[rank].host_id)) {
             return refuse(reason, "rank %zu does not know its host", rank);
@@ -94,9 +91,19 @@ static bool share_host(const struct lamprey_domain_record *records, size_t n,
     return true;
 }
 
+/* Four 2-bit fields (bandwidth, two about routes, time-outs): 0 not supported, 1 bad, 2 good, and
+ * 3 in one of them bad until a reset. Then 4 bits about the configuration: 0 not supported, 1 good,
+ * more is a fault. What lies beyond is not known to be bad news. A healthy GPU has 0xaa or 0x1aa.
+ */
+static bool health_is_bad(uint32_t mask)
+{
+    return (mask & 0x55) != 0 || (mask >> 8 & 0xf) > 1;
+}
+
 /* One GPU as an end of NVLinks, whoever is at the other end. */
 static bool has_links(const struct lamprey_gpu_links *links, size_t rank,
-                      const struct lamprey_reason *reason) {
+                      const struct lamprey_reason *reason)
+{
     switch ((enum lamprey_nvlink_kind)links->kind) {
     case LAMPREY_NVLINK_UNKNOWN:
         return refuse(reason, "nothing is known of the NVLinks of rank %zu's GPU", rank);
@@ -116,12 +123,26 @@ static bool has_links(const struct lamprey_gpu_links *links, size_t rank,
         return refuse(reason, "the NVLink fabric refused rank %zu's GPU (status %u)", rank,
                       links->fabric_status);
     }
+    if (links->fabric_state == FABRIC_COMPLETED && health_is_bad(links->fabric_health)) {
+        return refuse(reason, "the fabric reports rank %zu's GPU unhealthy (mask 0x%x)", rank,
+                      links->fabric_health);
+    }
     return true;
+}
+
+/* One machine's switches may be cut into partitions, which the fabric's registration tells. */
+static bool same_partition(const struct lamprey_gpu_links *a, const struct lamprey_gpu_links *b)
+{
+    return a->kind != LAMPREY_NVLINK_SWITCH || b->kind != LAMPREY_NVLINK_SWITCH ||
+           a->fabric_state != FABRIC_COMPLETED || b->fabric_state != FABRIC_COMPLETED ||
+           (a->fabric_clique == b->fabric_clique &&
+            memcmp(a->fabric_uuid, b->fabric_uuid, sizeof a->fabric_uuid) == 0);
 }
 
 /* Switches reach whoever is on them; a GPU with a list is reached by its own consent below. */
 static bool reaches(const struct lamprey_domain_record *from,
-                    const struct lamprey_domain_record *to) {
+                    const struct lamprey_domain_record *to)
+{
     const struct lamprey_gpu_links *links = &from->links;
     if (links->kind == LAMPREY_NVLINK_SWITCH) {
         return true;
@@ -135,7 +156,8 @@ static bool reaches(const struct lamprey_domain_record *from,
 }
 
 static bool pairs_are_joined(const struct lamprey_domain_record *records, size_t n,
-                             const struct lamprey_reason *reason) {
+                             const struct lamprey_reason *reason)
+{
     for (size_t a = 0; a < n; a++) {
         for (size_t b = a + 1; b < n; b++) {
             if (same_gpu(&records[a], &records[b])) {
@@ -144,6 +166,12 @@ static bool pairs_are_joined(const struct lamprey_domain_record *records, size_t
             if (!has_links(&records[a].links, a, reason) ||
                 !has_links(&records[b].links, b, reason)) {
                 return false;
+            }
+            if (!same_partition(&records[a].links, &records[b].links)) {
+                return refuse(reason,
+                              "the GPUs of ranks %zu and %zu are in different partitions of the "
+                              "NVLink fabric",
+                              a, b);
             }
             if (!reaches(&records[a], &records[b]) || !reaches(&records[b], &records[a])) {
                 char text_a[LAMPREY_PCI_TEXT];
@@ -158,7 +186,8 @@ static bool pairs_are_joined(const struct lamprey_domain_record *records, size_t
 }
 
 static bool share_fabric(const struct lamprey_domain_record *records, size_t n,
-                         const struct lamprey_reason *reason) {
+                         const struct lamprey_reason *reason)
+{
     const struct lamprey_gpu_links *first = &records[0].links;
     for (size_t rank = 0; rank < n; rank++) {
         const struct lamprey_gpu_links *links = &records[rank].links;
@@ -189,7 +218,8 @@ static bool share_fabric(const struct lamprey_domain_record *records, size_t n,
 }
 
 enum lamprey_domain lamprey_domain_decide(const struct lamprey_domain_record *records, size_t n,
-                                          char *reason, size_t reason_size) {
+                                          char *reason, size_t reason_size)
+{
     struct lamprey_reason whole = {.text = reason, .size = reason != NULL ? reason_size : 0};
     char host_text[160] = "";
     char fabric_text[160] = "";
@@ -227,7 +257,8 @@ enum lamprey_domain lamprey_domain_decide(const struct lamprey_domain_record *re
     return LAMPREY_DOMAIN_NONE;
 }
 
-const char *lamprey_domain_name(enum lamprey_domain domain) {
+const char *lamprey_domain_name(enum lamprey_domain domain)
+{
     switch (domain) {
     case LAMPREY_DOMAIN_NONE:
         return "none";

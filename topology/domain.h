@@ -34,10 +34,11 @@ struct lamprey_domain_record {
 /* Decides over the records of all n ranks, in rank order. The same records give the same answer
  * and the same text on every rank; nothing else is looked at.
  *
- * HOST: equal host ids, and each pair is joined in both directions: both GPUs on switches, or each
- *   in the other's list of peers. A GPU on switches whose fabric is known not to be up joins
- * nobody. FABRIC: equal cluster UUIDs, not zero, and equal cliques; registration complete and
- * successful, no part of the health mask bad. Looked at only where HOST is refused. NONE: everything else.
+ * HOST: equal host ids, and each pair is joined in both directions: both GPUs on switches of one
+ *   partition, or each in the other's list of peers. A GPU on switches whose fabric is known not to
+ *   be up or not to be healthy joins nobody.
+ * FABRIC: equal cluster UUIDs, not zero, and equal cliques; registration complete and successful,
+ * no part of the health mask bad. Looked at only where HOST is refused. NONE: everything else.
  * Always so with MIG, with a record that makes no sense, and with one GPU used twice unless all
  * records accept it; ranks that do share a GPU count as joined. One rank alone is HOST.
  *
