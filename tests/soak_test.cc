@@ -122,6 +122,18 @@ struct World {
     }
 };
 
+lampreyStats stats_of(ncclComm_t comm)
+{
+    void *library = dlopen(getenv("NCCL_TUNER_PLUGIN"), RTLD_NOW | RTLD_NOLOAD);
+    auto get = library
+                   ? (ncclResult_t(*)(ncclComm_t, lampreyStats *))dlsym(library, "lampreyGetStats")
+                   : nullptr;
+    lampreyStats stats = {};
+    stats.size = sizeof stats;
+    MUST(get && get(comm, &stats) == ncclSuccess);
+    return stats;
+}
+
 class Rank {
   public:
     Rank(World &world, int rank)
@@ -159,6 +171,10 @@ class Rank {
         if (grouped) {
             MUST(ncclGroupEnd() == ncclSuccess);
         }
+        synchronize(); // the buffers are the random part's too
+        for (int comm = 0; comm < kComms; comm++) {
+            MUST(members(comm).size() == 1 || stats_of(comms_[comm]).communicators_served == 1);
+        }
     }
 
     void run()
@@ -167,6 +183,7 @@ class Rank {
         set_up(shared() % 2);
         for (int phase = 0; phase < world_.phases; phase++) {
             const Phase program = make_phase(shared);
+            phase_ = phase;
             const uint64_t data = shared();
             fill(program, data);
             int first = 0;
@@ -174,9 +191,7 @@ class Rank {
                 run_segment(segment, first);
                 first += (int)segment.ops.size();
             }
-            for (CUstream stream : streams_) {
-                MUST(cuStreamSynchronize(stream) == CUDA_SUCCESS);
-            }
+            synchronize();
             check(program, data);
             replace_a_stream();
         }
@@ -355,21 +370,47 @@ class Rank {
         }
         std::vector<uint8_t> got(expected.size());
         MUST(cuMemcpyDtoH(got.data(), place(recv_, index), got.size()) == CUDA_SUCCESS);
-        compare(op, got, expected);
+        compare(op, index, got, expected);
+    }
+
+    static bool same_numbers(const Op &op, const std::vector<uint8_t> &got,
+                             const std::vector<uint8_t> &expected)
+    {
+        for (size_t i = 0; i < op.count; i++) {
+            const float a = lamprey_test::load_element(op.type, got.data(), i);
+            const float b = lamprey_test::load_element(op.type, expected.data(), i);
+            if (a != b && !(a != a && b != b)) {
+                return false;
+            }
+        }
+        return true;
     }
 
     // The emulator's NCCL sums as the plugin does, but its NaNs may have other payloads.
-    static void compare(const Op &op, const std::vector<uint8_t> &got,
-                        const std::vector<uint8_t> &expected)
+    void compare(const Op &op, int index, const std::vector<uint8_t> &got,
+                 const std::vector<uint8_t> &expected) const
     {
         if (memcmp(got.data(), expected.data(), got.size()) == 0) {
             return;
         }
-        MUST(op.kind == Kind::all_reduce && op.count * lamprey_test::bytes_of(op.type) > 256 << 10);
-        for (size_t i = 0; i < op.count; i++) {
-            const float a = lamprey_test::load_element(op.type, got.data(), i);
-            const float b = lamprey_test::load_element(op.type, expected.data(), i);
-            MUST(a == b || (a != a && b != b));
+        if (op.kind == Kind::all_reduce && op.count * lamprey_test::bytes_of(op.type) > 256 << 10 &&
+            same_numbers(op, got, expected)) {
+            return;
+        }
+        const uint64_t at = lamprey_test::first_difference(got.data(), expected.data(), got.size());
+        fprintf(
+            stderr,
+            "rank %d, phase %d, call %d (kind %d, communicator %d, type %d, count %zu, in place "
+            "%d): byte %llu is %02x, not %02x\n",
+            rank_, phase_, index, (int)op.kind, op.comm, (int)op.type, op.count, op.in_place,
+            (unsigned long long)at, got[at], expected[at]);
+        MUST(!"a right result");
+    }
+
+    void synchronize()
+    {
+        for (CUstream stream : streams_) {
+            MUST(cuStreamSynchronize(stream) == CUDA_SUCCESS);
         }
     }
 
@@ -382,6 +423,7 @@ class Rank {
 
     World &world_;
     int rank_;
+    int phase_ = 0;
     std::mt19937_64 local_;
     CUcontext context_ = nullptr;
     CUstream streams_[kStreams] = {};
@@ -390,18 +432,6 @@ class Rank {
     ncclComm_t comms_[kComms] = {};
     std::vector<CUgraphExec> graphs_;
 };
-
-uint64_t served()
-{
-    void *library = dlopen(getenv("NCCL_TUNER_PLUGIN"), RTLD_NOW | RTLD_NOLOAD);
-    auto get = library
-                   ? (ncclResult_t(*)(ncclComm_t, lampreyStats *))dlsym(library, "lampreyGetStats")
-                   : nullptr;
-    lampreyStats stats = {};
-    stats.size = sizeof stats;
-    MUST(get && get(nullptr, &stats) == ncclSuccess && stats.failed == 0);
-    return stats.served;
-}
 
 // In a process of its own, so that a seed starts from nothing and a hang can be ended.
 void run_seed(int nranks, uint64_t seed, int phases)
@@ -421,7 +451,7 @@ void run_seed(int nranks, uint64_t seed, int phases)
         for (std::thread &rank : ranks) {
             rank.join();
         }
-        MUST(served() > 0);
+        MUST(stats_of(nullptr).served > 0 && stats_of(nullptr).failed == 0);
         _exit(0);
     }
     int status = -1;
