@@ -4,7 +4,6 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 
 #include "plugin/log.h"
@@ -12,7 +11,6 @@
 static struct lamprey_driver table;
 static bool loaded;
 static char missing[160];
-static _Atomic(const struct lamprey_driver *) replacement;
 
 static void load(void)
 {
@@ -70,26 +68,14 @@ static void load_once(void)
 
 const struct lamprey_driver *lamprey_driver_get(void)
 {
-    const struct lamprey_driver *other = atomic_load_explicit(&replacement, memory_order_acquire);
-    if (other) {
-        return other;
-    }
     load_once();
     return loaded ? &table : NULL;
 }
 
 const char *lamprey_driver_missing(void)
 {
-    if (atomic_load(&replacement)) {
-        return "";
-    }
     load_once();
     return missing;
-}
-
-void lamprey_driver_replace(const struct lamprey_driver *driver)
-{
-    atomic_store(&replacement, driver);
 }
 
 enum lamprey_status lamprey_driver_check(CUresult result, const char *call)

@@ -17,13 +17,11 @@ extern "C" {
 /* X(member, symbol, version of the ABI wanted (cudaTypedefs.h), need): need 1: to join a
  * communicator's exchange, if only to say no; 2: to serve; 0: used where it is there. */
 #define LAMPREY_DRIVER_FUNCTIONS(X)                                                                \
-    X(DriverGetVersion, cuDriverGetVersion, 2020, 1)                                               \
     X(GetErrorName, cuGetErrorName, 6000, 1)                                                       \
     X(DeviceGet, cuDeviceGet, 2000, 1)                                                             \
     X(DeviceGetAttribute, cuDeviceGetAttribute, 2000, 1)                                           \
     X(DeviceGetUuid, cuDeviceGetUuid, 11040, 2)                                                    \
     X(DevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, 1)                                   \
-    X(DevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease, 11000, 1)                                \
     X(CtxGetCurrent, cuCtxGetCurrent, 4000, 1)                                                     \
     X(CtxPushCurrent, cuCtxPushCurrent, 4000, 1)                                                   \
     X(CtxPopCurrent, cuCtxPopCurrent, 4000, 1)                                                     \
@@ -55,7 +53,6 @@ extern "C" {
     X(StreamDestroy, cuStreamDestroy, 4000, 1)                                                     \
     X(StreamQuery, cuStreamQuery, 2000, 1)                                                         \
     X(StreamWaitEvent, cuStreamWaitEvent, 3020, 1)                                                 \
-    X(StreamIsCapturing, cuStreamIsCapturing, 10000, 1)                                            \
     X(StreamGetId, cuStreamGetId, 12000, 0)                                                        \
     X(StreamGetCaptureInfo, cuStreamGetCaptureInfo, 12030, 2)                                      \
     X(StreamUpdateCaptureDependencies, cuStreamUpdateCaptureDependencies, 12030, 2)                \
@@ -82,9 +79,6 @@ const struct lamprey_driver *lamprey_driver_get(void);
 
 /* Why the driver can't serve; "" when it can. */
 const char *lamprey_driver_missing(void);
-
-/* For tests: stands in for the driver until called with NULL. */
-void lamprey_driver_replace(const struct lamprey_driver *driver);
 
 /* CUDA_SUCCESS -> LAMPREY_OK; anything else is logged with the call's name at warn level. */
 enum lamprey_status lamprey_driver_check(CUresult result, const char *call);

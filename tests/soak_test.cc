@@ -17,8 +17,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <condition_variable>
-#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
@@ -112,9 +110,6 @@ struct World {
     uint64_t seed;
     int phases;
     ncclUniqueId id;
-    std::mutex mutex;
-    std::condition_variable arrival;
-    int arrived = 0;
 
     explicit World(int nranks_, uint64_t seed_, int phases_)
         : nranks(nranks_), seed(seed_), phases(phases_)
