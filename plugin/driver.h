@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA driver API through one table of entry points, filled from libcuda.so.1 at run time;
- * nothing links libcuda. Tests put their own functions into the table. */
+ * nothing links libcuda. */
 #ifndef LAMPREY_PLUGIN_DRIVER_H
 #define LAMPREY_PLUGIN_DRIVER_H
 
