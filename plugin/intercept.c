@@ -33,27 +33,51 @@ static enum lamprey_counter counter_of(enum lamprey_decision decision)
     return LAMPREY_COUNT_fallback_size;
 }
 
-/* NCCL's all-reduce, in order with ours. */
+/* A call that NCCL runs, in order with ours. */
+struct passage {
+    struct lamprey_comm *comm;
+    struct lamprey_workspace *workspace; /* NULL: nothing of ours to keep in order with */
+    struct lamprey_order_step step;
+};
+
+/* comm may be NULL; the caller keeps its reference until leave_passage. */
+static void enter_passage(struct lamprey_nccl *nccl, struct lamprey_comm *comm, cudaStream_t stream,
+                          struct passage *passage)
+{
+    struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
+    bool pushed = false;
+    passage->comm = comm;
+    passage->workspace = NULL;
+    if (workspace && lamprey_group_open(nccl)) {
+        lamprey_group_note(comm, (CUstream)stream);
+    } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
+        if (lamprey_order_before(&comm->order, workspace, (CUstream)stream, &passage->step) ==
+            LAMPREY_OK) {
+            passage->workspace = workspace;
+        }
+        lamprey_device_leave(comm->device, pushed);
+    }
+}
+
+static void leave_passage(cudaStream_t stream, struct passage *passage)
+{
+    struct lamprey_comm *comm = passage->comm;
+    bool pushed = false;
+    if (passage->workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
+        lamprey_order_after(&comm->order, passage->workspace, (CUstream)stream, &passage->step);
+        lamprey_device_leave(comm->device, pushed);
+    }
+}
+
 static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
                             const struct lamprey_call *call)
 {
-    struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
-    struct lamprey_order_step step;
-    bool pushed = false;
-    bool ordered = false;
-    if (workspace && lamprey_group_open(nccl)) {
-        lamprey_group_note(comm, call->stream);
-    } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
-        ordered = lamprey_order_before(&comm->order, workspace, call->stream, &step) == LAMPREY_OK;
-        lamprey_device_leave(comm->device, pushed);
-    }
-    ncclResult_t result =
-        LAMPREY_ORIGINAL(nccl, AllReduce)(call->send, call->recv, call->count, call->type, call->op,
-                                          comm ? comm->handle : NULL, (cudaStream_t)call->stream);
-    if (ordered && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
-        lamprey_order_after(&comm->order, workspace, call->stream, &step);
-        lamprey_device_leave(comm->device, pushed);
-    }
+    const cudaStream_t stream = (cudaStream_t)call->stream;
+    struct passage passage;
+    enter_passage(nccl, comm, stream, &passage);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, AllReduce)(
+        call->send, call->recv, call->count, call->type, call->op, comm->handle, stream);
+    leave_passage(stream, &passage);
     return result;
 }
 
@@ -309,54 +333,17 @@ static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t c
 
 /* ---- collectives that stay NCCL's ---- */
 
-struct passage {
-    struct lamprey_comm *comm; /* NULL: nothing to do afterwards */
-    struct lamprey_workspace *workspace;
-    struct lamprey_order_step step;
-};
-
-static void enter_passage(struct lamprey_nccl *nccl, ncclComm_t handle, cudaStream_t stream,
-                          struct passage *passage)
-{
-    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
-    struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
-    bool pushed = false;
-    passage->comm = NULL;
-    if (workspace && lamprey_group_open(nccl)) {
-        lamprey_group_note(comm, (CUstream)stream);
-    } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
-        if (lamprey_order_before(&comm->order, workspace, (CUstream)stream, &passage->step) ==
-            LAMPREY_OK) {
-            passage->comm = comm;
-            passage->workspace = workspace;
-        }
-        lamprey_device_leave(comm->device, pushed);
-    }
-    if (!passage->comm) {
-        lamprey_comm_release(comm);
-    }
-}
-
-static void leave_passage(cudaStream_t stream, struct passage *passage)
-{
-    struct lamprey_comm *comm = passage->comm;
-    bool pushed = false;
-    if (comm && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
-        lamprey_order_after(&comm->order, passage->workspace, (CUstream)stream, &passage->step);
-        lamprey_device_leave(comm->device, pushed);
-    }
-    lamprey_comm_release(comm);
-}
-
 #define LAMPREY_LIST(...) __VA_ARGS__
 
 #define LAMPREY_ORDERED(name, parameters, arguments)                                               \
     static ncclResult_t on_##name(struct lamprey_nccl *nccl, LAMPREY_LIST parameters)              \
     {                                                                                              \
+        struct lamprey_comm *known = passive() ? NULL : lamprey_comm_find(comm);                   \
         struct passage passage;                                                                    \
-        enter_passage(nccl, comm, stream, &passage);                                               \
+        enter_passage(nccl, known, stream, &passage);                                              \
         ncclResult_t result = LAMPREY_ORIGINAL(nccl, name) arguments;                              \
         leave_passage(stream, &passage);                                                           \
+        lamprey_comm_release(known);                                                               \
         return result;                                                                             \
     }
 LAMPREY_NCCL_ORDERED(LAMPREY_ORDERED)
