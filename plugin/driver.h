@@ -58,6 +58,7 @@ extern "C" {
     X(StreamUpdateCaptureDependencies, cuStreamUpdateCaptureDependencies, 12030, 2)                \
     X(GraphAddEventRecordNode, cuGraphAddEventRecordNode, 11010, 2)                                \
     X(GraphAddDependencies, cuGraphAddDependencies, 12030, 2)                                      \
+    X(GraphRemoveDependencies, cuGraphRemoveDependencies, 12030, 2)                                \
     X(UserObjectCreate, cuUserObjectCreate, 11030, 2)                                              \
     X(UserObjectRelease, cuUserObjectRelease, 11030, 2)                                            \
     X(GraphRetainUserObject, cuGraphRetainUserObject, 11030, 2)                                    \

@@ -17,16 +17,22 @@ static void read_mixing(void)
     mixing_off = mixing && strcmp(mixing, "0") == 0;
 }
 
-/* A stream's address may be used again after its destruction; its id isn't. Never 0. */
+/* The per-thread stream is another one in each thread. Never 0. */
+static uint64_t handle_identity(CUstream stream)
+{
+    return stream == PER_THREAD_STREAM ? (uint64_t)pthread_self() | 1
+                                       : (uint64_t)(uintptr_t)stream + 1;
+}
+
+/* A stream's address may be used again after its destruction; its id isn't. Not for a capturing
+ * stream: asking for its id ends the capture, though no documentation says so. */
 static uint64_t identity(const struct lamprey_driver *driver, CUstream stream)
 {
     unsigned long long id = 0;
     if (driver->StreamGetId && driver->StreamGetId(stream, &id) == CUDA_SUCCESS) {
         return id + 1;
     }
-    /* The per-thread stream is another one in each thread. */
-    return stream == PER_THREAD_STREAM ? (uint64_t)pthread_self() | 1
-                                       : (uint64_t)(uintptr_t)stream + 1;
+    return handle_identity(stream);
 }
 
 static struct lamprey_capture *capture_of(struct lamprey_order *order, cuuint64_t id)
@@ -138,7 +144,6 @@ enum lamprey_status lamprey_order_before(struct lamprey_order *order,
     CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
     cuuint64_t id = 0;
     memset(step, 0, sizeof *step);
-    step->stream = identity(driver, stream);
     step->skip = mixing_off;
     enum lamprey_status status = lamprey_driver_check(
         driver->StreamGetCaptureInfo(stream, &capturing, &id, &step->graph, NULL, NULL, NULL),
@@ -147,12 +152,41 @@ enum lamprey_status lamprey_order_before(struct lamprey_order *order,
         return status;
     }
     if (capturing == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
+        /* A stream can't be destroyed before its capture ends, so the address will do. */
+        step->stream = handle_identity(stream);
         return before_captured(order, workspace, stream, id, step);
     }
+    step->stream = identity(driver, stream);
     if (order->captured || (order->used && order->stream != step->stream)) {
         status = lamprey_driver_check(
             driver->StreamWaitEvent(stream, workspace->serial, CU_EVENT_WAIT_DEFAULT),
             "cuStreamWaitEvent");
+    }
+    return status;
+}
+
+/* Makes the record node wait for the piece that ends in tips instead of the one before, which comes
+ * first anyway: kernels that the record node waits for can't overlap with those behind them. */
+static enum lamprey_status move_record(const struct lamprey_driver *driver,
+                                       const struct lamprey_order_step *step,
+                                       const CUgraphNode *tips, size_t count)
+{
+    struct lamprey_capture *capture = step->capture;
+    enum lamprey_status status = LAMPREY_OK;
+    for (size_t i = 0; i < count && !status; i++) {
+        if (!contains(capture->tips, capture->tip_count, tips[i])) {
+            status = lamprey_driver_check(
+                driver->GraphAddDependencies(step->graph, &tips[i], &capture->record, NULL, 1),
+                "cuGraphAddDependencies");
+        }
+    }
+    for (size_t i = 0; i < capture->tip_count && !status; i++) {
+        if (!contains(tips, count, capture->tips[i])) {
+            status =
+                lamprey_driver_check(driver->GraphRemoveDependencies(step->graph, &capture->tips[i],
+                                                                     &capture->record, NULL, 1),
+                                     "cuGraphRemoveDependencies");
+        }
     }
     return status;
 }
@@ -174,15 +208,7 @@ static enum lamprey_status after_captured(struct lamprey_workspace *workspace, C
                                                                  tips, count, workspace->serial),
                                  "cuGraphAddEventRecordNode");
     } else if (!step->skip) {
-        for (size_t i = 0; i < count && !status; i++) {
-            /* A call that added nothing ends where the one before did, and an edge can't be added
-             * twice. */
-            if (!contains(capture->tips, capture->tip_count, tips[i])) {
-                status = lamprey_driver_check(
-                    driver->GraphAddDependencies(step->graph, &tips[i], &capture->record, NULL, 1),
-                    "cuGraphAddDependencies");
-            }
-        }
+        status = move_record(driver, step, tips, count);
     }
     capture->stream = step->stream;
     capture->tip_count = count;

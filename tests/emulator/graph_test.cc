@@ -196,6 +196,21 @@ TEST(EmulatedGraph, NodesCanBeAddedToACaptureAndDependenciesSet)
               }));
 }
 
+TEST(EmulatedGraph, AskingForACapturingStreamsIdEndsTheCapture)
+{
+    EXPECT_EQ(0, in_child([] {
+                  Fixture f;
+                  unsigned long long id = 0;
+                  CUgraph graph = nullptr;
+                  CU_OK(cuStreamGetId(f.stream, &id));
+                  f.begin(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+                  CU_OK(cuStreamGetId(f.other, &id));
+                  EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamGetId(f.stream, &id));
+                  EXPECT_EQ(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+                            cuStreamEndCapture(f.stream, &graph));
+              }));
+}
+
 TEST(EmulatedGraph, UserObjectsLiveAsLongAsAnyGraphNeedsThem)
 {
     EXPECT_EQ(0, in_child([] {

@@ -449,10 +449,16 @@ CUresult cuStreamGetId(CUstream handle, unsigned long long *id)
     LOCKED();
     struct emulator_stream *stream = NULL;
     CUresult result = emulator_stream_resolve(handle, &stream);
-    if (result == CUDA_SUCCESS) {
-        *id = stream->object.id >> 4;
+    if (result != CUDA_SUCCESS) {
+        return result;
     }
-    return result;
+    /* The documentation doesn't say so; driver 580 was seen to do it. */
+    if (stream->capture != NULL) {
+        emulator_capture_invalidate(stream->capture);
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    *id = stream->object.id >> 4;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuStreamGetCtx(CUstream handle, CUcontext *context)
