@@ -10,9 +10,11 @@
 
 namespace lamprey {
 
-/* An abort word in host memory costs a PCIe round trip, so a waiting thread looks every 256 polls
- * (about 0.1 ms). */
-constexpr unsigned polls_per_abort_check = 256;
+/* The abort word lies in host memory. A GPU's reads of it are served one by one, 0.5 to 0.7 us each
+ * (2 x H200), and every waiting warp reads: 0.35 ms for 256 KiB. The wait before the first look must
+ * be far longer than that, or a rank that looked is so late that its peers look in the next round,
+ * and so on for ever. About 20 ms. */
+constexpr unsigned polls_per_abort_check = 1 << 16;
 
 LAMPREY_DEVICE bool arrived(const vector &v)
 {

@@ -331,8 +331,9 @@ if [ "$quick" = 0 ]; then
                 "$sanitizer" --tool memcheck --error-exitcode 9 "$binary"
         fi
     done
+    # NCCL asks for kernels that it wasn't built with, and takes the error as the answer.
     [ -z "$sanitizer" ] || try memcheck_demo 120 served "${with[@]}" "$sanitizer" --tool memcheck \
-        --target-processes all --error-exitcode 9 "$here/programs/all_reduce_demo" --no-times --exact
+        --report-api-errors no --target-processes all --error-exitcode 9 "$here/programs/all_reduce_demo" --no-times --exact
 fi
 
 [ "$list" = 0 ] || exit 0
