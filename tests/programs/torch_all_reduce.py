@@ -100,8 +100,8 @@ def median_us(body, reset, calls, rounds):
     return statistics.median(times)
 
 
-def time_all(calls, rounds, rank, world):
-    for nbytes in TIME_BYTES:
+def time_all(sizes, calls, rounds, rank, world):
+    for nbytes in sizes:
         # In place, every call multiplies the data by about the number of ranks: random and tiny at first, so that it
         # stays finite and never becomes zero.
         source = (make(nbytes // 2, torch.float32, 1, rank) * 2.0**-100).to(torch.bfloat16).cuda()
@@ -149,7 +149,7 @@ def worker(rank, world, port, options):
                 if rank == 0:
                     print("check", mode, str(dtype).removeprefix("torch."), nbytes, wrong, sep="\t", flush=True)
     if not options.no_times:
-        for mode, nbytes, us in time_all(options.calls, options.rounds, rank, world):
+        for mode, nbytes, us in time_all(options.bytes, options.calls, options.rounds, rank, world):
             us = over_ranks(us, dist.ReduceOp.MAX)
             if rank == 0:
                 print("time", mode, "bfloat16", nbytes, f"{us:.2f}", sep="\t", flush=True)
@@ -164,6 +164,7 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--calls", type=int, default=200, help="all-reduces per graph")
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--bytes", type=int, nargs="+", default=TIME_BYTES, help="message sizes to time")
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--no-times", action="store_true")
     options = parser.parse_args()

@@ -25,7 +25,7 @@ def _cuda_fatbin_impl(ctx):
         progress_message = "Compiling kernels for sm_" + ", sm_".join(archs),
         use_default_shell_env = True,
     )
-    return [DefaultInfo(files = depset([out]))]
+    return [DefaultInfo(files = depset([out]), runfiles = ctx.runfiles([out]))]
 
 cuda_fatbin = rule(
     implementation = _cuda_fatbin_impl,
