@@ -396,6 +396,8 @@ template <typename Number, typename Wide> Number second_way(op o, const std::vec
     return result;
 }
 
+using wide_integer = unsigned __int128; // whose overflow is defined
+
 template <typename Integer> Integer second_way_integer(op o, const std::vector<Integer> &inputs)
 {
     if (o == MIN || o == MAX) {
@@ -404,9 +406,8 @@ template <typename Integer> Integer second_way_integer(op o, const std::vector<I
     }
     Integer result = inputs[0];
     for (size_t rank = 1; rank < inputs.size(); rank++) {
-        const __int128 wide =
-            o == PROD ? (__int128)result * inputs[rank] : (__int128)result + inputs[rank];
-        result = (Integer)wide; // wraps, at every step
+        const wide_integer a = result, b = inputs[rank];
+        result = (Integer)(o == PROD ? a * b : a + b); // wraps, at every step
     }
     return o == AVG ? (Integer)((__int128)result / (int)inputs.size()) : result;
 }
