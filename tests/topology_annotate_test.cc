@@ -889,16 +889,18 @@ TEST(LoadTest, ExportsWhatItSees) {
     std::string path = testing::TempDir() + "topology_annotate_export.xml";
     Reason note;
     Reason reason;
-    ASSERT_EQ(0, lamprey_load_export(kLibrary, path.c_str(), note, reason)) << reason.text();
     lamprey_machine *raw = nullptr;
+    ASSERT_EQ(0, lamprey_load(nullptr, kLibrary, path.c_str(), &raw, note, reason))
+        << reason.text();
+    Machine live(raw, lamprey_machine_destroy);
     ASSERT_EQ(0, lamprey_load_file(path.c_str(), &raw, reason)) << reason.text();
     Machine imported(raw, lamprey_machine_destroy);
-    ASSERT_EQ(0, lamprey_load_live(kLibrary, &raw, note, reason)) << reason.text();
-    Machine live(raw, lamprey_machine_destroy);
     expect_equal(*live, *imported);
     remove(path.c_str());
-    EXPECT_EQ(EIO, lamprey_load_export(kLibrary, "/nonexistent/x.xml", note, reason));
+    raw = nullptr;
+    EXPECT_EQ(EIO, lamprey_load(nullptr, kLibrary, "/nonexistent/x.xml", &raw, note, reason));
     EXPECT_EQ(0u, reason.text().find("hwloc cannot write /nonexistent/x.xml"));
+    EXPECT_EQ(nullptr, raw);
 }
 
 TEST(LoadTest, GoesOnWithoutNvml) {

@@ -27,39 +27,37 @@ static int load_annotated(const char *library, hwloc_topology_t *tree,
     return result;
 }
 
+int lamprey_load(const char *xml_path, const char *nvml, const char *export_path,
+                 struct lamprey_machine **machine, const struct lamprey_reason *note,
+                 const struct lamprey_reason *reason) {
+    hwloc_topology_t tree = NULL;
+    struct lamprey_machine *fresh = NULL;
+    int result = xml_path != NULL ? lamprey_tree_load(xml_path, &tree, reason)
+                                  : load_annotated(nvml, &tree, note, reason);
+    if (result != 0) {
+        return result;
+    }
+    result = lamprey_machine_create(tree, &fresh, reason);
+    if (result == 0 && export_path != NULL &&
+        hwloc_topology_export_xml(tree, export_path, 0) != 0) {
+        result = lamprey_reason_give(reason, EIO, "hwloc cannot write %s: %s", export_path,
+                                     strerror(errno));
+    }
+    hwloc_topology_destroy(tree);
+    if (result != 0) {
+        lamprey_machine_destroy(fresh);
+        return result;
+    }
+    *machine = fresh;
+    return 0;
+}
+
 int lamprey_load_live(const char *nvml, struct lamprey_machine **machine,
                       const struct lamprey_reason *note, const struct lamprey_reason *reason) {
-    hwloc_topology_t tree = NULL;
-    int result = load_annotated(nvml, &tree, note, reason);
-    if (result == 0) {
-        result = lamprey_machine_create(tree, machine, reason);
-        hwloc_topology_destroy(tree);
-    }
-    return result;
+    return lamprey_load(NULL, nvml, NULL, machine, note, reason);
 }
 
 int lamprey_load_file(const char *xml_path, struct lamprey_machine **machine,
                       const struct lamprey_reason *reason) {
-    hwloc_topology_t tree = NULL;
-    int result = lamprey_tree_load(xml_path, &tree, reason);
-    if (result == 0) {
-        result = lamprey_machine_create(tree, machine, reason);
-        hwloc_topology_destroy(tree);
-    }
-    return result;
-}
-
-int lamprey_load_export(const char *nvml, const char *path, const struct lamprey_reason *note,
-                        const struct lamprey_reason *reason) {
-    hwloc_topology_t tree = NULL;
-    int result = load_annotated(nvml, &tree, note, reason);
-    if (result != 0) {
-        return result;
-    }
-    if (hwloc_topology_export_xml(tree, path, 0) != 0) {
-        result =
-            lamprey_reason_give(reason, EIO, "hwloc cannot write %s: %s", path, strerror(errno));
-    }
-    hwloc_topology_destroy(tree);
-    return result;
+    return lamprey_load(xml_path, NULL, NULL, machine, NULL, reason);
 }
