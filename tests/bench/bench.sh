@@ -66,7 +66,7 @@ default_budget=900
 if [ "$quick" = 1 ]; then
     peer_limit=40
     default_budget=120
-    options=("--sizes=256,1K,4K,16K,64K,128K,256K,512K,1M" --rounds=50 "${options[@]}")
+    options=("--sizes=256,1K,4K,16K,64K,128K,256K,512K,1M" --rounds=40 "${options[@]}")
 fi
 budget=${budget:-$default_budget}
 

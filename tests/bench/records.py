@@ -37,15 +37,21 @@ def write_csv(path, records):
         table.writerows(records)
 
 
+def family(peer):
+    """Baselines first."""
+    families = ("nccl", "torch", "flashinfer", "lamprey")
+    return next((i for i, name in enumerate(families) if peer.startswith(name)), len(families))
+
+
 def medians(records, mode):
-    """{(bytes, ranks): {peer: us}} and the peers, in the order of their first record."""
+    """{(bytes, ranks): {peer: us}}, and the peers."""
     rows, peers = {}, []
     for record in records:
         if record["mode"] == mode:
             rows.setdefault((record["bytes"], record["ranks"]), {})[record["peer"]] = record["median_us"]
             if record["peer"] not in peers:
                 peers.append(record["peer"])
-    return dict(sorted(rows.items())), peers
+    return dict(sorted(rows.items())), sorted(peers, key=family)
 
 
 def size_text(nbytes):

@@ -35,7 +35,7 @@ def main(folder):
             print(line)
         return 1
     models = model.fit_all(found)
-    text = tables.everything(found, peers, models)
+    text = tables.everything(title_of(machine), found, peers, models)
     (folder / "tables.txt").write_text(text, encoding="utf-8")
     records.write_csv(folder / "results.csv", found)
     results = {

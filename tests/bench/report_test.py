@@ -81,8 +81,14 @@ class Report(Folder):
 
     def test_prints_tables_and_the_model(self):
         text = self.report().stdout
-        first = next(line for line in text.splitlines() if line.split()[:2] == ["256", "2"])
-        self.assertEqual(first.split(), ["256", "2", "6.80", "5.10", "1.70", "4.00x", "3.00x"])
+        lines = text.splitlines()
+        start = lines.index("graph: us per all-reduce, medians, slowest rank, 2 ranks")
+        table = [(line[:28].strip(), line[28:].split()) for line in lines[start + 1 : start + 7]]
+        self.assertEqual(table[0][1][:6], ["256", "1", "Ki", "4", "Ki", "16"])
+        self.assertEqual([name for name, _ in table[1:4]], ["nccl", "nccl-no-mixing", "lamprey"])
+        self.assertEqual([values[0] for _, values in table[1:4]], ["6.80", "5.10", "1.70"])
+        self.assertEqual(table[4], ("nccl / lamprey", ["4.00"] * len(SIZES) + ["-"]))
+        self.assertEqual(table[5], ("best nccl / lamprey", ["3.00"] * len(SIZES) + ["-"]))
         self.assertRegex(text, r"MODEL of lamprey.*\n +0\.90 us launch \+ 0\.80 us latency \+ .* / 300 GB/s")
         heads = next(line for line in text.splitlines() if "measured n=2" in line)
         for ranks in (2, 4, 8, 16, 36, 72):
@@ -173,8 +179,15 @@ class Tables(unittest.TestCase):
     def test_a_missing_figure_is_a_dash(self):
         made = [record("nccl", "graph", 256, 6.0), record("nccl", "graph", 512, 6.0), record("lamprey", "graph", 256, 2.0)]
         lines = tables.mode_table(made, "graph")
-        self.assertEqual(lines[-2].split(), ["256", "2", "6.00", "2.00", "3.00x", "3.00x"])
-        self.assertEqual(lines[-1].split(), ["512", "2", "6.00", "-", "-", "-"])
+        self.assertEqual(lines[-4].split(), ["nccl", "6.00", "6.00"])
+        self.assertEqual(lines[-3].split(), ["lamprey", "2.00", "-"])
+        self.assertEqual(lines[-2].split(), ["nccl", "/", "lamprey", "3.00", "-"])
+
+    def test_ranks_have_tables_of_their_own(self):
+        made = [record("nccl", "eager", 256, 6.0), record("nccl", "eager", 256, 9.0, ranks=8)]
+        lines = tables.mode_table(made, "eager")
+        self.assertEqual([line.split()[-1] for line in lines if line.startswith("nccl")], ["6.00", "9.00"])
+        self.assertTrue(lines[-3].endswith(", 8 ranks"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 from model import RANKS, points_of, predict
 from records import medians, size_text
 
+NAME, CELL = 28, 9  # widths
 TITLES = {
     "graph": "graph: us per all-reduce, medians, slowest rank",
     "eager": "eager: us per all-reduce, medians, slowest rank",
@@ -11,32 +12,35 @@ TITLES = {
 }
 
 
-def cell(value, width):
-    return f"{'-' if value is None else f'{value:.2f}':>{width}}"
+def cell(value, width, digits=2):
+    return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
 
 
-def ratio(over, under, width):
-    usable = over is not None and under is not None and under > 0
-    return f"{f'{over / under:.2f}x' if usable else '-':>{width}}"
+def ratio(over, under):
+    return over / under if over is not None and under is not None and under > 0 else None
 
 
 def mode_table(records, mode):
-    """All peers; how many times NCCL's as found, and NCCL's best of any setting, are Lamprey's."""
+    """A row a peer, a column a size; how many times NCCL's as found, and NCCL's best of any setting, are Lamprey's."""
     rows, peers = medians(records, mode)
-    if not rows:
-        return []
-    widths = {peer: max(len(peer), 7) + 2 for peer in peers}
-    nccl_peers = [peer for peer in peers if peer.startswith("nccl")]
-    compare = "lamprey" in peers and "nccl" in peers
-    head = f"{'bytes':>8} {'ranks':>5}" + "".join(f"{peer:>{widths[peer]}}" for peer in peers)
-    lines = ["", TITLES[mode], head + ("  nccl/lamprey  best nccl/lamprey" if compare else "")]
-    for (nbytes, ranks), row in rows.items():
-        line = f"{size_text(nbytes):>8} {ranks:>5}" + "".join(cell(row.get(peer), widths[peer]) for peer in peers)
-        if compare:
-            best = min((row[peer] for peer in nccl_peers if peer in row), default=None)
-            line += ratio(row.get("nccl"), row.get("lamprey"), 14) + ratio(best, row.get("lamprey"), 19)
-        lines.append(line)
+    lines = []
+    for ranks in sorted({ranks for _, ranks in rows}):
+        sizes = [nbytes for nbytes, n in rows if n == ranks]
+        columns = [rows[nbytes, ranks] for nbytes in sizes]
+        lines += ["", f"{TITLES[mode]}, {ranks} ranks"]
+        lines.append(f"{'':<{NAME}}" + "".join(f"{size_text(nbytes):>{CELL}}" for nbytes in sizes))
+        for peer in peers:
+            lines.append(f"{peer:<{NAME}}" + "".join(cell(column.get(peer), CELL) for column in columns))
+        if "lamprey" in peers and "nccl" in peers:
+            found = [ratio(column.get("nccl"), column.get("lamprey")) for column in columns]
+            best = [ratio(best_of_nccl(column), column.get("lamprey")) for column in columns]
+            lines.append(f"{'nccl / lamprey':<{NAME}}" + "".join(cell(value, CELL) for value in found))
+            lines.append(f"{'best nccl / lamprey':<{NAME}}" + "".join(cell(value, CELL) for value in best))
     return lines
+
+
+def best_of_nccl(column):
+    return min((us for peer, us in column.items() if peer.startswith("nccl")), default=None)
 
 
 def launch_lines(records):
@@ -48,12 +52,13 @@ def launch_lines(records):
 
 
 def model_table(records, model):
-    bandwidth = f"{model.gb_per_s:.0f} GB/s" if model.gb_per_s else "no limit seen"
+    bandwidth = f"{model.gb_per_s:.3g} GB/s" if model.gb_per_s else "no limit seen"
     lines = [
         "",
         f"MODEL of {model.peer}, in a graph, us. Only the measured columns were measured.",
         f"  {model.launch_us:.2f} us launch + {model.latency_us:.2f} us latency + bytes x (n - 1) / {bandwidth};"
         f" fitted to {model.points} points, {100 * model.worst_error:.0f} % off at worst",
+        "  not in it: that a rank also reads n inputs, and what crosses from one switch to another",
     ]
     measured = {(nbytes, ranks): us for nbytes, ranks, us in points_of(records, model.peer)}
     counts = sorted({ranks for _, ranks in measured})
@@ -75,8 +80,8 @@ def peer_lines(peers):
     return lines
 
 
-def everything(records, peers, models):
-    lines = peer_lines(peers) + launch_lines(records)
+def everything(title, records, peers, models):
+    lines = ["", title] + peer_lines(peers) + launch_lines(records)
     for mode in TITLES:
         lines += mode_table(records, mode)
     for model in models:
