@@ -77,6 +77,7 @@ static bool run_points(struct bench_rank *rank)
 {
     const struct bench_options *options = rank->options;
     bool right = true;
+    bench_warm_up(rank);
     if (options->modes[BENCH_LAUNCH]) {
         right = run_point(rank, BENCH_LAUNCH, BENCH_LAUNCH_BYTES);
     }

@@ -2,10 +2,12 @@
 #include "tests/bench/measure.h"
 
 #include <math.h>
+#include <time.h>
 
 /* Rounds that don't count: uploads, clocks, queues. */
 #define WARM_ROUNDS 3
 #define WARM_CALLS 20
+#define WARM_UP_NS 200000000
 
 enum content { NOTHING_MUCH, ALL_REDUCES, LAYERS_WITH, LAYERS_WITHOUT };
 
@@ -20,6 +22,20 @@ static void all_reduce(const struct bench_rank *rank, size_t bytes)
 static void user_kernel(const struct bench_rank *rank, size_t bytes)
 {
     CU(cuMemsetD32Async(rank->buffers.user, 0x3f003f00, bytes / 4, rank->gpu.stream));
+}
+
+void bench_warm_up(const struct bench_rank *rank)
+{
+    struct timespec start;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    do {
+        for (int i = 0; i < WARM_CALLS; i++) {
+            user_kernel(rank, rank->options->user_bytes);
+        }
+        CU(cuStreamSynchronize(rank->gpu.stream));
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((now.tv_sec - start.tv_sec) * 1000000000 + now.tv_nsec - start.tv_nsec < WARM_UP_NS);
 }
 
 static void add(const struct bench_rank *rank, enum content content, size_t bytes)

@@ -27,6 +27,9 @@ struct bench_figures {
     double user; /* decode: a user kernel pair's, without the all-reduce */
 };
 
+/* Keeps the GPU busy until its clocks are up. */
+void bench_warm_up(const struct bench_rank *rank);
+
 void bench_measure(struct bench_rank *rank, enum bench_mode mode, size_t bytes,
                    struct bench_figures *figures);
 

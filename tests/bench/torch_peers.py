@@ -16,6 +16,7 @@ import os
 import socket
 import statistics
 import sys
+import time
 
 LAYERS = 100
 WARM_ROUNDS = 3
@@ -295,6 +296,17 @@ def measure_point(mode, count, dtype, peer, user, options, rank, world):
     return record
 
 
+def warm_up(user):
+    """Keeps the GPU busy until its clocks are up."""
+    import torch
+
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        for _ in range(20):
+            user.fill_(0.5)
+        torch.cuda.synchronize()
+
+
 def worker(rank, world, port, options):
     import torch
     import torch.distributed as dist
@@ -308,6 +320,7 @@ def worker(rank, world, port, options):
     counts = [size // dtype.itemsize for size in options.sizes]
     peer = PEERS[options.peer][0](max(counts), dtype, world, rank)
     user = torch.empty(max(options.user_bytes // 4, 1), dtype=torch.float32, device="cuda")
+    warm_up(user)
     points = [("launch", counts[0])] if "launch" in options.mode else []
     points += [(mode, count) for mode in MODES[1:] if mode in options.mode for count in counts]
     wrong = 0
