@@ -6,11 +6,10 @@
 
 #include <string.h>
 
-#include "kernels/instances.h"
-#include "kernels/one_shot.cuh"
+#include "kernels/all_reduce.cuh"
 
 namespace lamprey {
-thread_local host_thread current_thread = {0, 0, 1, nullptr};
+thread_local host_thread current_thread = {1, 0, 0, 1, nullptr};
 }
 
 struct lamprey_host_kernel {
@@ -21,15 +20,17 @@ struct lamprey_host_kernel {
 
 namespace {
 
-template <typename T, int RANKS> void run_one_shot(const void *params)
+template <int ALGORITHM, int ELEMENT, int OPERATORS, int RANKS> void run_kernel(const void *params)
 {
-    lamprey::one_shot<T, RANKS>(*static_cast<const lamprey_all_reduce_params *>(params)).run();
+    using work = lamprey::lane_work<ELEMENT, OPERATORS, RANKS>;
+    work(*static_cast<const typename work::params *>(params)).template run<ALGORITHM>();
 }
 
 const lamprey_host_kernel kernels[] = {
-#define LAMPREY_ROW(name, type, ranks)                                                             \
-    {#name, sizeof(lamprey_all_reduce_params), run_one_shot<type, ranks>},
-    LAMPREY_ONE_SHOT_KERNELS(LAMPREY_ROW)
+#define LAMPREY_ROW(name, algorithm, element, operators, ranks)                                    \
+    {#name, sizeof(lamprey::params_for<ranks>::type),                                              \
+     run_kernel<algorithm, element, operators, ranks>},
+    LAMPREY_KERNELS(LAMPREY_ROW)
 #undef LAMPREY_ROW
 };
 
@@ -37,7 +38,7 @@ void run_thread(const lamprey_host_kernel *kernel, unsigned grid, unsigned threa
                 pthread_barrier_t *barrier, const void *params)
 {
     for (unsigned cta = 0; cta < grid; cta++) {
-        lamprey::current_thread = {cta, thread, block, barrier};
+        lamprey::current_thread = {grid, cta, thread, block, barrier};
         kernel->run(params);
     }
 }

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The fatbin that is embedded in the library: every instance of instances.h. */
-#include "kernels/instances.h"
-#include "kernels/one_shot.cuh"
+#include "kernels/all_reduce.cuh"
+#include "kernels/plan.h"
 
-#define LAMPREY_DEFINE(name, type, ranks)                                                          \
-    extern "C" __global__ void __launch_bounds__(LAMPREY_CTA_THREADS)                              \
-        name(const __grid_constant__ lamprey_all_reduce_params params)                             \
+using namespace lamprey;
+
+#define LAMPREY_DEFINE(name, algorithm, element, operators, ranks)                                 \
+    extern "C" __global__ void __launch_bounds__(                                                  \
+        ranks == 2 ? LAMPREY_MAX_THREADS_PAIR : LAMPREY_MAX_THREADS)                               \
+        name(const __grid_constant__ params_for<ranks>::type params)                               \
     {                                                                                              \
-        lamprey::one_shot<type, ranks>(params).run();                                              \
+        lane_work<element, operators, ranks>(params).template run<algorithm>();                    \
     }
 
-LAMPREY_ONE_SHOT_KERNELS(LAMPREY_DEFINE)
+LAMPREY_KERNELS(LAMPREY_DEFINE)

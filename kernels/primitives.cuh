@@ -24,9 +24,22 @@ struct vector {
 
 namespace lamprey {
 
+/* The abort word lies in host memory. A GPU's reads of it are served one by one, 0.5 to 0.7 us each
+ * (2 x H200), and every waiting warp reads: 0.35 ms for 256 KiB. The wait before the first look
+ * must be far longer than that, or a rank that looked is so late that its peers look in the next
+ * round, and so on for ever. About 20 ms. */
+constexpr unsigned polls_per_abort_check = 1 << 16;
+
+/* A thread a vector: no loop, and what a thread read stays in its registers. */
+constexpr bool thread_has_one_vector = true;
+
 LAMPREY_DEVICE unsigned block_index()
 {
     return blockIdx.x;
+}
+LAMPREY_DEVICE unsigned grid_size()
+{
+    return gridDim.x;
 }
 LAMPREY_DEVICE unsigned thread_index()
 {
@@ -75,6 +88,32 @@ LAMPREY_DEVICE void store_relaxed_sys(vector *pointer, const vector &v)
     asm volatile("st.relaxed.sys.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer),
                  "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
                  : "memory");
+}
+
+/* The same as two scalars of 64 bits. */
+LAMPREY_DEVICE vector load_relaxed_sys_pairs(const vector *pointer)
+{
+    uint64_t low;
+    uint64_t high;
+    asm volatile("ld.relaxed.sys.global.v2.b64 {%0, %1}, [%2];"
+                 : "=l"(low), "=l"(high)
+                 : "l"(pointer)
+                 : "memory");
+    return {{(uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32)}};
+}
+
+LAMPREY_DEVICE void store_relaxed_sys_pairs(vector *pointer, const vector &v)
+{
+    const uint64_t low = (uint64_t)v.word[1] << 32 | v.word[0];
+    const uint64_t high = (uint64_t)v.word[3] << 32 | v.word[2];
+    asm volatile("st.relaxed.sys.global.v2.b64 [%0], {%1, %2};" ::"l"(pointer), "l"(low), "l"(high)
+                 : "memory");
+}
+
+/* Orders this thread's accesses before it with those after it, for all that see the latter. */
+LAMPREY_DEVICE void fence_sys()
+{
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
 
 /* A word in host memory that the host may change any time. */
@@ -131,10 +170,79 @@ LAMPREY_DEVICE float float_of_bits(uint32_t bits)
     return __uint_as_float(bits);
 }
 
-/* Additions give the canonical NaN 0x7fffffff by themselves. */
-LAMPREY_DEVICE uint32_t bits_of_sum(float value)
+LAMPREY_DEVICE uint32_t bits_of_float(float value)
 {
     return __float_as_uint(value);
+}
+
+LAMPREY_DEVICE double double_of_bits(uint64_t bits)
+{
+    return __longlong_as_double((long long)bits);
+}
+
+LAMPREY_DEVICE uint64_t bits_of_double(double value)
+{
+    return (uint64_t)__double_as_longlong(value);
+}
+
+/* Never contracted into a fused multiply-add. */
+LAMPREY_DEVICE float multiply(float a, float b)
+{
+    return __fmul_rn(a, b);
+}
+LAMPREY_DEVICE double multiply(double a, double b)
+{
+    return __dmul_rn(a, b);
+}
+
+/* A NaN loses against a number; -0.0 is less than +0.0. */
+LAMPREY_DEVICE float minimum(float a, float b)
+{
+    float value;
+    asm("min.f32 %0, %1, %2;" : "=f"(value) : "f"(a), "f"(b));
+    return value;
+}
+LAMPREY_DEVICE float maximum(float a, float b)
+{
+    float value;
+    asm("max.f32 %0, %1, %2;" : "=f"(value) : "f"(a), "f"(b));
+    return value;
+}
+
+LAMPREY_DEVICE constexpr bool has_fp8_conversions()
+{
+#if __CUDA_ARCH__ >= 890
+    return true;
+#else
+    return false;
+#endif
+}
+
+/* Two fp8 numbers to two fp16 ones, and back from fp32: to nearest even, beyond the largest number
+ * to the largest, NaN to 0x7f. */
+LAMPREY_DEVICE uint32_t unpack_e4m3(uint16_t pair)
+{
+    uint32_t halves = 0;
+#if __CUDA_ARCH__ >= 890
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
+#endif
+    return halves;
+}
+LAMPREY_DEVICE uint16_t pack_e4m3(float low, float high)
+{
+    uint16_t pair = 0;
+#if __CUDA_ARCH__ >= 890
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+#endif
+    return pair;
+}
+LAMPREY_DEVICE uint16_t pack_e5m2(float low, float high)
+{
+    uint16_t pair = 0;
+#if __CUDA_ARCH__ >= 890
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+#endif
+    return pair;
 }
 
 } // namespace lamprey

@@ -14,7 +14,13 @@
 
 namespace lamprey {
 
+constexpr unsigned polls_per_abort_check = 256;
+
+/* A thread goes over its CTA's vectors in a loop. */
+constexpr bool thread_has_one_vector = false;
+
 struct host_thread {
+    unsigned grid_size;
     unsigned block_index;
     unsigned thread_index;
     unsigned block_size;
@@ -26,6 +32,10 @@ extern thread_local host_thread current_thread;
 LAMPREY_DEVICE unsigned block_index()
 {
     return current_thread.block_index;
+}
+LAMPREY_DEVICE unsigned grid_size()
+{
+    return current_thread.grid_size;
 }
 LAMPREY_DEVICE unsigned thread_index()
 {
@@ -72,6 +82,35 @@ LAMPREY_DEVICE void store_relaxed_sys(vector *pointer, const vector &v)
     }
 }
 
+LAMPREY_DEVICE vector load_relaxed_sys_pairs(const vector *pointer)
+{
+    vector v;
+    bool pending = false;
+    for (int i = 0; i < 2; i++) {
+        const uint64_t pair = __atomic_load_n((const uint64_t *)pointer + i, __ATOMIC_RELAXED);
+        v.word[2 * i] = (uint32_t)pair;
+        v.word[2 * i + 1] = (uint32_t)(pair >> 32);
+        pending |= v.word[2 * i + 1] == 0xffffffffu;
+    }
+    if (pending) {
+        sched_yield();
+    }
+    return v;
+}
+
+LAMPREY_DEVICE void store_relaxed_sys_pairs(vector *pointer, const vector &v)
+{
+    for (int i = 0; i < 2; i++) {
+        const uint64_t pair = (uint64_t)v.word[2 * i + 1] << 32 | v.word[2 * i];
+        __atomic_store_n((uint64_t *)pointer + i, pair, __ATOMIC_RELAXED);
+    }
+}
+
+LAMPREY_DEVICE void fence_sys()
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
 LAMPREY_DEVICE uint32_t load_relaxed_sys(const uint32_t *pointer)
 {
     return __atomic_load_n(pointer, __ATOMIC_RELAXED);
@@ -103,9 +142,60 @@ LAMPREY_DEVICE uint32_t bits_of_float(float value)
     return bits;
 }
 
-LAMPREY_DEVICE uint32_t bits_of_sum(float value)
+LAMPREY_DEVICE double double_of_bits(uint64_t bits)
 {
-    return value != value ? 0x7fffffffu : bits_of_float(value);
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+LAMPREY_DEVICE uint64_t bits_of_double(double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* The file is compiled without contraction. */
+LAMPREY_DEVICE float multiply(float a, float b)
+{
+    return a * b;
+}
+LAMPREY_DEVICE double multiply(double a, double b)
+{
+    return a * b;
+}
+
+LAMPREY_DEVICE float minimum(float a, float b)
+{
+    if (a != a || b != b) {
+        return a != a ? b : a;
+    }
+    return a < b || (a == b && bits_of_float(a) >> 31) ? a : b;
+}
+LAMPREY_DEVICE float maximum(float a, float b)
+{
+    if (a != a || b != b) {
+        return a != a ? b : a;
+    }
+    return a > b || (a == b && bits_of_float(b) >> 31) ? a : b;
+}
+
+LAMPREY_DEVICE constexpr bool has_fp8_conversions()
+{
+    return false;
+}
+LAMPREY_DEVICE uint32_t unpack_e4m3(uint16_t)
+{
+    return 0;
+}
+LAMPREY_DEVICE uint16_t pack_e4m3(float, float)
+{
+    return 0;
+}
+LAMPREY_DEVICE uint16_t pack_e5m2(float, float)
+{
+    return 0;
 }
 
 LAMPREY_DEVICE uint16_t float_to_bfloat16(float value)

@@ -3,96 +3,114 @@
  * parameters of a launch.
  *
  * A CTA is a lane. It owns a piece of every rank's staging memory and a state record in its own
- * GPU's memory, so lanes share nothing. Staging memory of a rank, in units of 16-byte vectors:
- *     [lane][slot 0..2][source rank][vector 0..lane_capacity)
- * In a round, rank s pushes its data to [lane][slot][s] of every peer; the data itself says that it
- * has arrived, since every 32-bit word of a cleared slot is the sentinel and no pushed word is. A
- * round uses one slot and clears the slot of the round before; the third may already receive the
- * next round of a faster peer. */
+ * GPU's memory, so lanes share nothing. Staging memory of a rank, in cells of 16 bytes:
+ *     [lane][slot 0..2][row][cell 0..row_cells)
+ * In a round, a rank writes to a row of its own in every peer's slot; the data itself says that it
+ * has arrived, since a cleared slot is all ones and no cell that was sent is (packets.cuh). A round
+ * uses one slot and clears the slot of the round before; the third may already receive the next
+ * round of a faster peer. Rows of a slot:
+ *     one-shot   row r: rank r's data
+ *     two-shot   row r: rank r's part of our shard; row nranks + r: rank r's finished shard
+ * Each thread moves one vector of 16 bytes a round (two-shot: one a shard), and a message takes as
+ * many rounds as it needs. */
 #ifndef LAMPREY_KERNELS_PROTOCOL_H
 #define LAMPREY_KERNELS_PROTOCOL_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#define LAMPREY_MAX_RANKS 8
+#define LAMPREY_MAX_RANKS 72 /* an NVLink domain */
+#define LAMPREY_NEAR_RANKS 8 /* what the kernels for 2, 4 and 8 ranks have room for */
 #define LAMPREY_SLOTS 3
 #define LAMPREY_VECTOR_BYTES 16
-#define LAMPREY_CTA_THREADS                                                                        \
-    128 /* small CTAs start fastest (2.20 us against 3.17 with 512 threads at 8 KiB, 2 x H200) */
-#define LAMPREY_SENTINEL                                                                           \
-    0xffffffffu /* a NaN in every float type; also what a memset of 0xff leaves */
+#define LAMPREY_SENTINEL 0xffffffffu /* in every word of a cleared cell */
+
+enum lamprey_algorithm {
+    LAMPREY_ONE_SHOT,
+    LAMPREY_TWO_SHOT,
+    LAMPREY_ALGORITHMS,
+};
+
+enum lamprey_operator {
+    LAMPREY_SUM,
+    LAMPREY_PROD,
+    LAMPREY_MIN,
+    LAMPREY_MAX,
+    LAMPREY_AVG,
+};
+
+enum lamprey_element {
+    LAMPREY_F16,
+    LAMPREY_BF16,
+    LAMPREY_F32,
+    LAMPREY_F64,
+    LAMPREY_E4M3,
+    LAMPREY_E5M2,
+    LAMPREY_I8, /* integers signed and unsigned: LAMPREY_FLAG_SIGNED */
+    LAMPREY_I32,
+    LAMPREY_I64,
+    LAMPREY_ELEMENTS,
+};
 
 struct lamprey_lane {
-    uint32_t
-        slot; /* the slot of the next round; kept apart from the round, since 2^32 mod 3 is not 0 */
-    uint32_t dirty; /* vectors per source that the last round put into its slot */
+    uint32_t slot;  /* of the next round; kept apart from the round, since 2^32 mod 3 is not 0 */
+    uint32_t dirty; /* what the last round filled: cells of each row, and LAMPREY_DIRTY_TWO_SHOT */
     uint64_t round; /* rounds done */
 };
 
-#define LAMPREY_FLAG_SIGNAL                                                                        \
-    1u /* let the next kernel of the stream start right after our own wait */
+#define LAMPREY_DIRTY_TWO_SHOT 0x80000000u
 
+#define LAMPREY_FLAG_SIGNAL 1u /* let the stream's next kernel start right after our own wait */
+#define LAMPREY_FLAG_WIDE 2u   /* send and recv lie at multiples of 16, and so does their end */
+#define LAMPREY_FLAG_SIGNED 4u /* of integers */
+
+#define LAMPREY_PARAMS(ranks)                                                                      \
+    const void *send;                                                                              \
+    void *recv;                                                                                    \
+    uint64_t count;             /* elements */                                                     \
+    uint64_t vectors;           /* of 16 bytes, the last perhaps not full */                       \
+    struct lamprey_lane *lanes; /* this rank's, one per CTA */                                     \
+    const uint32_t *abort;      /* non-zero: leave */                                              \
+    uint32_t rank;                                                                                 \
+    uint32_t nranks;                                                                               \
+    uint32_t lane_vectors; /* vectors of a row that a lane moves in a round */                     \
+    uint32_t rounds;                                                                               \
+    uint32_t slot_cells;                                                                           \
+    uint32_t row_cells[LAMPREY_ALGORITHMS];                                                        \
+    uint32_t flags;                                                                                \
+    uint32_t op; /* enum lamprey_operator */                                                       \
+    uint32_t reserved;                                                                             \
+    unsigned char *staging[ranks]; /* every rank's, as mapped for this rank's GPU */
+
+/* Kernels for 2, 4 and 8 ranks take the first bytes of it, since parameters cost time. */
 struct lamprey_all_reduce_params {
-    const void *send;
-    void *recv;
-    uint64_t count;             /* elements */
-    struct lamprey_lane *lanes; /* this rank's, one per CTA */
-    const uint32_t *abort;      /* non-zero: leave */
-    uint32_t rank;
-    uint32_t nranks;
-    uint32_t lane_vectors;  /* vectors a lane moves in this call; the last lane may have fewer */
-    uint32_t lane_capacity; /* vectors a lane owns per slot and source */
-    uint32_t flags;
-    uint32_t reserved;
-    unsigned char *staging[LAMPREY_MAX_RANKS]; /* every rank's, as mapped for this rank's GPU */
+    LAMPREY_PARAMS(LAMPREY_MAX_RANKS)
+};
+
+struct lamprey_near_params {
+    LAMPREY_PARAMS(LAMPREY_NEAR_RANKS)
 };
 
 #ifdef __cplusplus
-static_assert(sizeof(struct lamprey_lane) == 16, "one vector load");
-static_assert(sizeof(struct lamprey_all_reduce_params) == 128, "the same on host and device");
+#define LAMPREY_ASSERT static_assert
 #else
-_Static_assert(sizeof(struct lamprey_lane) == 16, "one vector load");
-_Static_assert(sizeof(struct lamprey_all_reduce_params) == 128, "the same on host and device");
+#define LAMPREY_ASSERT _Static_assert
 #endif
+LAMPREY_ASSERT(sizeof(struct lamprey_lane) == 16, "one vector load");
+LAMPREY_ASSERT(sizeof(struct lamprey_near_params) == 152, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_all_reduce_params) == 664, "the same on host and device");
+LAMPREY_ASSERT(offsetof(struct lamprey_all_reduce_params, staging) ==
+                   offsetof(struct lamprey_near_params, staging),
+               "one begins the other");
 
-/* The grid of a call. A pure function of the message and of what was agreed at set-up, so it is the
- * same on all ranks. */
-struct lamprey_grid {
-    uint32_t ctas;
-    uint32_t threads;
-    uint32_t lane_vectors;
-};
-
-/* vectors: 16-byte units of the message, at least 1; lanes: CTAs allowed, at least 1. No lane is
- * left empty. */
-static inline struct lamprey_grid lamprey_grid_of(uint64_t vectors, uint32_t lanes)
+static inline uint32_t lamprey_rows(enum lamprey_algorithm algorithm, uint32_t nranks)
 {
-    struct lamprey_grid grid;
-    uint64_t threads = (vectors + 31) / 32 * 32;
-    grid.threads = (uint32_t)(threads < LAMPREY_CTA_THREADS ? threads : LAMPREY_CTA_THREADS);
-    uint64_t ctas = (vectors + grid.threads - 1) / grid.threads;
-    if (ctas > lanes) {
-        ctas = lanes;
-    }
-    uint64_t each = (vectors + ctas - 1) / ctas;
-    each = (each + grid.threads - 1) / grid.threads * grid.threads;
-    grid.lane_vectors = (uint32_t)each;
-    grid.ctas = (uint32_t)((vectors + each - 1) / each);
-    return grid;
+    return algorithm == LAMPREY_TWO_SHOT ? 2 * nranks : nranks;
 }
 
-/* Vectors a lane must own so that messages of up to max_vectors fit into lanes lanes. */
-static inline uint32_t lamprey_lane_capacity(uint64_t max_vectors, uint32_t lanes)
+static inline uint64_t lamprey_staging_bytes(uint32_t lanes, uint32_t slot_cells)
 {
-    uint64_t each = (max_vectors + lanes - 1) / lanes;
-    return (uint32_t)((each + LAMPREY_CTA_THREADS - 1) / LAMPREY_CTA_THREADS * LAMPREY_CTA_THREADS);
-}
-
-static inline uint64_t lamprey_staging_bytes(uint32_t nranks, uint32_t lanes,
-                                             uint32_t lane_capacity)
-{
-    return (uint64_t)lanes * LAMPREY_SLOTS * nranks * lane_capacity * LAMPREY_VECTOR_BYTES;
+    return (uint64_t)lanes * LAMPREY_SLOTS * slot_cells * LAMPREY_VECTOR_BYTES;
 }
 
 #endif

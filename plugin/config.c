@@ -52,11 +52,16 @@ struct row {
 static const struct row rows[] = {
     NUMBER("LAMPREY_DISABLE", "0", disable, 0, 1,
            "1: serve nothing; the rank says so to its peers, and NCCL serves all of them"),
-    NUMBER("LAMPREY_MAX_BYTES", "-1", max_bytes, -1, 4 << 20,
+    NUMBER("LAMPREY_MAX_BYTES", "-1", max_bytes, -1, 64 << 20,
            "Largest message served, in bytes (suffix K or M); -1: by world size. Must be equal on "
            "all ranks"),
-    NUMBER("LAMPREY_MAX_CTAS", "512", max_ctas, 1, 4096,
+    NUMBER("LAMPREY_MAX_CTAS", "128", max_ctas, 1, 1024,
            "Most CTAs a kernel uses; less where the GPU holds fewer. Must be equal on all ranks"),
+    CHOICE(
+        "LAMPREY_ALGORITHM", "auto", algorithm,
+        "auto (by size and ranks); one_shot (every rank sends everything to all); two_shot (every "
+        "rank reduces its share and sends it to all). Must be equal on all ranks",
+        "auto", "one_shot", "two_shot"),
     CHOICE("LAMPREY_PDL", "wait", pdl,
            "Programmatic dependent launch: off; wait (start early, wait for the stream's earlier "
            "work before anything "

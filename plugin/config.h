@@ -26,6 +26,7 @@ struct lamprey_config {
     int64_t disable;   /* LAMPREY_DISABLE */
     int64_t max_bytes; /* LAMPREY_MAX_BYTES: largest message served; -1 = by world size */
     int64_t max_ctas;  /* LAMPREY_MAX_CTAS: lanes per communicator */
+    int64_t algorithm; /* LAMPREY_ALGORITHM: enum lamprey_algorithm_choice */
     int64_t pdl;       /* LAMPREY_PDL: enum lamprey_pdl */
     int64_t hook;      /* LAMPREY_HOOK: enum lamprey_hook_choice */
     int64_t stats;     /* LAMPREY_STATS */

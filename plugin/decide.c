@@ -4,21 +4,19 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "kernels/protocol.h"
-#include "plugin/device.h"
+#include "kernels/instances.h"
+#include "plugin/limits.h"
 
 _Static_assert(sizeof(struct lamprey_record) == LAMPREY_RECORD_BYTES, "travels as it is");
-_Static_assert(offsetof(struct lamprey_record, domain) == 208, "travels as it is");
+_Static_assert(offsetof(struct lamprey_record, domain) == 216, "travels as it is");
 _Static_assert(sizeof(struct lamprey_vote) == 128, "travels as it is");
 
-/* Largest message by world size unless set: NCCL's time is passed at none of these (2 x H200), and
- * staging memory, 3 slots x ranks x bytes, stays within 12 MiB. */
-static uint64_t default_max_bytes(int nranks)
-{
-    return nranks == 2 ? 2 << 20 : nranks <= 4 ? 512 << 10 : 256 << 10;
-}
+/* Newer than the oldest NCCL whose header this builds with. */
+#define NCCL_FLOAT8_E4M3 10
+#define NCCL_FLOAT8_E5M2 11
 
 #define STAGING_CAP (64ull << 20) /* bytes a rank, whatever the settings say */
+#define SLOT_CELLS 2048 /* 96 KiB a lane, so 128 lanes are 12 MiB, whatever the ranks are */
 
 /* Ranks on the GPU of rank: their kernels must fit it together. */
 static uint32_t ranks_on_gpu_of(const struct lamprey_record *records, int rank, int nranks)
@@ -57,6 +55,8 @@ static bool objects(const struct lamprey_record *records, int rank, int nranks, 
                  "LAMPREY_MAX_CTAS %u and %u)",
                  rank, (long long)first->max_bytes, (long long)record->max_bytes, first->max_ctas,
                  record->max_ctas);
+    } else if (record->algorithm != first->algorithm) {
+        snprintf(reason, size, "ranks 0 and %d have different settings (LAMPREY_ALGORITHM)", rank);
     } else if (record->capability != first->capability) {
         snprintf(reason, size, "ranks 0 and %d have different GPUs (sm_%d and sm_%d)", rank,
                  first->capability, record->capability);
@@ -95,28 +95,29 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     if (kind != LAMPREY_DOMAIN_HOST) {
         return agreed;
     }
+    const struct lamprey_limits limits =
+        lamprey_limits_of((uint32_t)nranks, (enum lamprey_algorithm_choice)records[0].algorithm);
     agreed.max_bytes =
-        records[0].max_bytes >= 0 ? (uint64_t)records[0].max_bytes : default_max_bytes(nranks);
+        records[0].max_bytes >= 0 ? (uint64_t)records[0].max_bytes : limits.max_bytes;
     if (lanes == 0 || agreed.max_bytes == 0) {
         snprintf(reason, reason_size, "the settings leave no message to serve");
         return agreed;
     }
     /* More lanes than the largest message has CTAs for would own memory that is never used. */
-    const uint64_t vectors = (agreed.max_bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES;
-    const uint64_t useful = (vectors + LAMPREY_CTA_THREADS - 1) / LAMPREY_CTA_THREADS;
+    const uint64_t useful =
+        lamprey_divide_up(agreed.max_bytes, LAMPREY_MIN_THREADS * LAMPREY_VECTOR_BYTES);
     agreed.id = records[0].id;
+    agreed.nranks = (uint32_t)nranks;
     agreed.lanes = lanes < useful ? lanes : (uint32_t)useful;
-    agreed.lane_capacity = lamprey_lane_capacity(vectors, agreed.lanes);
-    while (lamprey_staging_bytes((uint32_t)nranks, agreed.lanes, agreed.lane_capacity) >
-           STAGING_CAP) {
-        if (agreed.lane_capacity > LAMPREY_CTA_THREADS) {
-            agreed.lane_capacity -= LAMPREY_CTA_THREADS;
-        } else {
-            agreed.lanes--;
-        }
+    agreed.slot_cells = SLOT_CELLS;
+    while (lamprey_staging_bytes(agreed.lanes, agreed.slot_cells) > STAGING_CAP) {
+        agreed.lanes--;
     }
-    const uint64_t room = (uint64_t)agreed.lanes * agreed.lane_capacity * LAMPREY_VECTOR_BYTES;
-    agreed.max_bytes = agreed.max_bytes < room ? agreed.max_bytes : room;
+    agreed.one_shot_bytes = limits.one_shot_bytes;
+    agreed.has_fp8 = true;
+    for (int rank = 0; rank < nranks; rank++) {
+        agreed.has_fp8 = agreed.has_fp8 && records[rank].has_fp8;
+    }
     agreed.served = true;
     return agreed;
 }
@@ -135,12 +136,61 @@ bool lamprey_votes_pass(const struct lamprey_vote *votes, int nranks, char *reas
     return true;
 }
 
+/* -1: a type that NCCL doesn't have either, or has since this was written. */
+static int element_of(ncclDataType_t type)
+{
+    switch ((int)type) {
+    case ncclInt8:
+    case ncclUint8:
+        return LAMPREY_I8;
+    case ncclInt32:
+    case ncclUint32:
+        return LAMPREY_I32;
+    case ncclInt64:
+    case ncclUint64:
+        return LAMPREY_I64;
+    case ncclFloat16:
+        return LAMPREY_F16;
+    case ncclFloat32:
+        return LAMPREY_F32;
+    case ncclFloat64:
+        return LAMPREY_F64;
+    case ncclBfloat16:
+        return LAMPREY_BF16;
+    case NCCL_FLOAT8_E4M3:
+        return LAMPREY_E4M3;
+    case NCCL_FLOAT8_E5M2:
+        return LAMPREY_E5M2;
+    default:
+        return -1;
+    }
+}
+
+/* -1: one that the user made, such as a pre-multiplied sum. */
+static int operator_of(ncclRedOp_t op)
+{
+    switch ((int)op) {
+    case ncclSum:
+        return LAMPREY_SUM;
+    case ncclProd:
+        return LAMPREY_PROD;
+    case ncclMax:
+        return LAMPREY_MAX;
+    case ncclMin:
+        return LAMPREY_MIN;
+    case ncclAvg:
+        return LAMPREY_AVG;
+    default:
+        return -1;
+    }
+}
+
 enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncclRedOp_t op)
 {
-    if (lamprey_element_of(type) < 0) {
+    if (element_of(type) < 0) {
         return LAMPREY_NOT_TYPE;
     }
-    if (op != ncclSum) {
+    if (operator_of(op) < 0) {
         return LAMPREY_NOT_OPERATOR;
     }
     return count == 0 ? LAMPREY_NOT_EMPTY : LAMPREY_SERVE;
@@ -153,6 +203,32 @@ enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t
     if (decision != LAMPREY_SERVE) {
         return decision;
     }
-    uint32_t element_bytes = lamprey_element_bytes((enum lamprey_element)lamprey_element_of(type));
-    return count > agreed->max_bytes / element_bytes ? LAMPREY_NOT_SIZE : LAMPREY_SERVE;
+    const int element = element_of(type);
+    if ((element == LAMPREY_E4M3 || element == LAMPREY_E5M2) && !agreed->has_fp8) {
+        return LAMPREY_NOT_TYPE;
+    }
+    return count > agreed->max_bytes / lamprey_element_bytes((enum lamprey_element)element)
+               ? LAMPREY_NOT_SIZE
+               : LAMPREY_SERVE;
+}
+
+struct lamprey_way lamprey_way_of(const struct lamprey_agreed *agreed, size_t count,
+                                  ncclDataType_t type, ncclRedOp_t op)
+{
+    const enum lamprey_element element = (enum lamprey_element)element_of(type);
+    const uint32_t vector_cells = lamprey_element_vector_cells(element);
+    struct lamprey_way way = {
+        .op = (enum lamprey_operator)operator_of(op),
+        .flags =
+            type == ncclInt8 || type == ncclInt32 || type == ncclInt64 ? LAMPREY_FLAG_SIGNED : 0,
+        .bytes = (uint64_t)count * lamprey_element_bytes(element),
+    };
+    const enum lamprey_algorithm algorithm =
+        way.bytes * vector_cells <= agreed->one_shot_bytes ? LAMPREY_ONE_SHOT : LAMPREY_TWO_SHOT;
+    way.vectors = lamprey_divide_up(way.bytes, LAMPREY_VECTOR_BYTES);
+    way.kernel = lamprey_kernel_of(algorithm, element, way.op, agreed->nranks);
+    way.plan = lamprey_plan_of(
+        algorithm, way.vectors, agreed->nranks, agreed->lanes,
+        lamprey_row_vectors(algorithm, agreed->nranks, agreed->slot_cells, vector_cells));
+    return way;
 }

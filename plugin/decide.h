@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/plan.h"
 #include "topology/domain.h"
 
 #ifdef __cplusplus
@@ -16,7 +17,7 @@ extern "C" {
 #endif
 
 #define LAMPREY_RECORD_MAGIC 0x4c414d5052455931ull
-#define LAMPREY_RECORD_VERSION 1
+#define LAMPREY_RECORD_VERSION 2
 
 #define LAMPREY_RECORD_BYTES 1024
 
@@ -36,10 +37,12 @@ struct lamprey_record {
     uint32_t resident_ctas; /* CTAs that fit this GPU together */
     int64_t max_bytes;      /* settings that must be equal */
     uint32_t max_ctas;
-    uint32_t refuses; /* 1: this rank can't take part, for reason */
+    uint32_t algorithm; /* LAMPREY_ALGORITHM */
+    uint32_t has_fp8;   /* 1: its NCCL and its GPU reduce fp8 */
+    uint32_t refuses;   /* 1: this rank can't take part, for reason */
     char reason[120];
     struct lamprey_domain_record domain;
-    uint8_t reserved[LAMPREY_RECORD_BYTES - 208 - sizeof(struct lamprey_domain_record)];
+    uint8_t reserved[LAMPREY_RECORD_BYTES - 216 - sizeof(struct lamprey_domain_record)];
 };
 
 /* The second and third exchange: does the last step stand everywhere? */
@@ -55,8 +58,11 @@ struct lamprey_agreed {
     bool served;
     uint64_t id;
     uint64_t max_bytes;
+    uint64_t one_shot_bytes; /* on the wire, up to which one-shot is the faster algorithm */
+    uint32_t nranks;
     uint32_t lanes;
-    uint32_t lane_capacity;
+    uint32_t slot_cells;
+    bool has_fp8;
 };
 
 /* Over the records of all ranks, in rank order. reason: empty when served, else one line. */
@@ -82,6 +88,18 @@ enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncc
 /* Is this call ours on a communicator that agreed on agreed? */
 enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count,
                                      ncclDataType_t type, ncclRedOp_t op);
+
+/* How a call that is ours is carried out. */
+struct lamprey_way {
+    int kernel; /* kernels/instances.h */
+    enum lamprey_operator op;
+    uint32_t flags; /* those that follow from the type */
+    uint64_t bytes;
+    uint64_t vectors;
+    struct lamprey_plan plan;
+};
+struct lamprey_way lamprey_way_of(const struct lamprey_agreed *agreed, size_t count,
+                                  ncclDataType_t type, ncclRedOp_t op);
 
 #ifdef __cplusplus
 }

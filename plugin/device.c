@@ -8,8 +8,6 @@
 #include <string.h>
 
 #include "kernels/fatbin.h"
-#include "kernels/instances.h"
-#include "kernels/protocol.h"
 #include "topology/topology.h"
 
 #define MAX_DEVICES 64
@@ -18,32 +16,6 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct lamprey_device *devices[MAX_DEVICES];
 static atomic_bool any_open;
 static CUlibrary library; /* one for all contexts */
-
-/* In the order of instances.h: element by element, variant by variant. */
-static const char *const kernel_names[LAMPREY_ELEMENTS * LAMPREY_VARIANTS] = {
-#define LAMPREY_NAME(name, type, ranks) #name,
-    LAMPREY_ONE_SHOT_KERNELS(LAMPREY_NAME)
-#undef LAMPREY_NAME
-};
-
-int lamprey_element_of(ncclDataType_t type)
-{
-    switch (type) {
-    case ncclFloat16:
-        return LAMPREY_ELEMENT_F16;
-    case ncclBfloat16:
-        return LAMPREY_ELEMENT_BF16;
-    case ncclFloat32:
-        return LAMPREY_ELEMENT_F32;
-    default:
-        return -1;
-    }
-}
-
-uint32_t lamprey_element_bytes(enum lamprey_element element)
-{
-    return element == LAMPREY_ELEMENT_F32 ? 4 : 2;
-}
 
 static enum lamprey_status describe(struct lamprey_device *device)
 {
@@ -138,8 +110,9 @@ static enum lamprey_status load_kernel(struct lamprey_device *device, int index,
     CUkernel kernel = NULL;
     CUfunction function = NULL;
     int per_multiprocessor = 0;
-    enum lamprey_status status = lamprey_driver_check(
-        driver->LibraryGetKernel(&kernel, library, kernel_names[index]), "cuLibraryGetKernel");
+    enum lamprey_status status =
+        lamprey_driver_check(driver->LibraryGetKernel(&kernel, library, lamprey_kernel_name(index)),
+                             "cuLibraryGetKernel");
     if (!status) {
         status = lamprey_driver_check(driver->KernelGetFunction(&function, kernel),
                                       "cuKernelGetFunction");
@@ -148,14 +121,15 @@ static enum lamprey_status load_kernel(struct lamprey_device *device, int index,
         status = lamprey_driver_check(driver->FuncLoad(function), "cuFuncLoad");
     }
     if (!status) {
-        status = lamprey_driver_check(driver->OccupancyMaxActiveBlocksPerMultiprocessor(
-                                          &per_multiprocessor, function, LAMPREY_CTA_THREADS, 0),
-                                      "cuOccupancyMaxActiveBlocksPerMultiprocessor");
+        status = lamprey_driver_check(
+            driver->OccupancyMaxActiveBlocksPerMultiprocessor(
+                &per_multiprocessor, function, (int)lamprey_kernel_threads(index), 0),
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor");
     }
     if (!status) {
         uint32_t ctas = (uint32_t)(per_multiprocessor * device->multiprocessors);
         *resident = ctas < *resident ? ctas : *resident;
-        device->kernels[index / LAMPREY_VARIANTS][index % LAMPREY_VARIANTS] = function;
+        device->kernels[index] = function;
     }
     return status;
 }
@@ -175,10 +149,10 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
         }
     }
     uint32_t resident = UINT32_MAX;
-    for (int i = 0; i < LAMPREY_ELEMENTS * LAMPREY_VARIANTS; i++) {
+    for (int i = 0; i < LAMPREY_KERNEL_COUNT; i++) {
         status = load_kernel(device, i, &resident);
         if (status) {
-            snprintf(reason, reason_size, "kernel %s can't be loaded", kernel_names[i]);
+            snprintf(reason, reason_size, "kernel %s can't be loaded", lamprey_kernel_name(i));
             return status;
         }
     }

@@ -5,18 +5,8 @@
 
 #include <stdint.h>
 
-#include <nccl.h>
-
+#include "kernels/instances.h"
 #include "plugin/driver.h"
-
-enum lamprey_element {
-    LAMPREY_ELEMENT_F16,
-    LAMPREY_ELEMENT_BF16,
-    LAMPREY_ELEMENT_F32,
-    LAMPREY_ELEMENTS,
-};
-
-enum { LAMPREY_VARIANTS = 4 }; /* kernels for 2, 4, 8 and any number of ranks */
 
 struct lamprey_device {
     const struct lamprey_driver *driver;
@@ -29,7 +19,7 @@ struct lamprey_device {
     uint8_t uuid[16];
     uint32_t resident_ctas; /* CTAs of our largest kernel that fit the empty GPU; 0 until the
                                kernels are loaded */
-    CUfunction kernels[LAMPREY_ELEMENTS][LAMPREY_VARIANTS];
+    CUfunction kernels[LAMPREY_KERNEL_COUNT]; /* kernels/instances.h */
 };
 
 /* The GPU with this CUDA ordinal. Stays for the life of the process. Thread-safe. */
@@ -46,14 +36,5 @@ enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, c
 /* Makes the device's context current unless it is. *pushed: pass to lamprey_device_leave. */
 enum lamprey_status lamprey_device_enter(const struct lamprey_device *device, bool *pushed);
 void lamprey_device_leave(const struct lamprey_device *device, bool pushed);
-
-/* The served element types; -1 for any other. */
-int lamprey_element_of(ncclDataType_t type);
-uint32_t lamprey_element_bytes(enum lamprey_element element);
-
-static inline int lamprey_variant_of(int nranks)
-{
-    return nranks == 2 ? 0 : nranks == 4 ? 1 : nranks == 8 ? 2 : 3;
-}
 
 #endif

@@ -5,20 +5,20 @@
 #include "plugin/log.h"
 
 static void fill_params(const struct lamprey_workspace *workspace, const struct lamprey_call *call,
-                        const struct lamprey_grid *grid, struct lamprey_all_reduce_params *params)
+                        const struct lamprey_way *way, struct lamprey_all_reduce_params *params)
 {
     *params = (struct lamprey_all_reduce_params){
         .send = call->send,
         .recv = call->recv,
-        .count = call->count,
         .lanes = (struct lamprey_lane *)workspace->lane_states,
         .abort = (const uint32_t *)workspace->device_abort,
         .rank = workspace->rank,
-        .nranks = workspace->nranks,
-        .lane_vectors = grid->lane_vectors,
-        .lane_capacity = workspace->lane_capacity,
-        .flags = lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL ? LAMPREY_FLAG_SIGNAL : 0,
+        .flags = way->flags | lamprey_flag_wide(call->send, call->recv, way->bytes) |
+                 (lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL ? LAMPREY_FLAG_SIGNAL : 0),
+        .op = way->op,
     };
+    lamprey_plan_params(&way->plan, workspace->nranks, workspace->slot_cells, call->count,
+                        way->vectors, params);
     for (uint32_t rank = 0; rank < workspace->nranks; rank++) {
         CUdeviceptr address =
             rank == workspace->rank ? workspace->own.address : workspace->peers[rank].address;
@@ -27,7 +27,7 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
 }
 
 static CUresult launch_kernel(const struct lamprey_device *device, CUfunction kernel,
-                              const struct lamprey_grid *grid, CUstream stream,
+                              const struct lamprey_plan *plan, CUstream stream,
                               struct lamprey_all_reduce_params *params)
 {
     void *arguments[] = {params};
@@ -37,10 +37,10 @@ static CUresult launch_kernel(const struct lamprey_device *device, CUfunction ke
     };
     const bool pdl = lamprey_config_get()->pdl != LAMPREY_PDL_OFF && device->capability >= 90;
     const CUlaunchConfig config = {
-        .gridDimX = grid->ctas,
+        .gridDimX = plan->ctas,
         .gridDimY = 1,
         .gridDimZ = 1,
-        .blockDimX = grid->threads,
+        .blockDimX = plan->threads,
         .blockDimY = 1,
         .blockDimZ = 1,
         .hStream = stream,
@@ -55,11 +55,7 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
 {
     const struct lamprey_device *device = comm->device;
     struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
-    const int element = lamprey_element_of(call->type);
-    const uint64_t bytes =
-        (uint64_t)call->count * lamprey_element_bytes((enum lamprey_element)element);
-    const struct lamprey_grid grid = lamprey_grid_of(
-        (bytes + LAMPREY_VECTOR_BYTES - 1) / LAMPREY_VECTOR_BYTES, workspace->lanes);
+    const struct lamprey_way way = lamprey_way_of(&comm->agreed, call->count, call->type, call->op);
     struct lamprey_all_reduce_params params;
     struct lamprey_order_step step;
     bool pushed = false;
@@ -70,10 +66,10 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
     }
     status = lamprey_order_before(&comm->order, workspace, call->stream, &step);
     if (!status) {
-        fill_params(workspace, call, &grid, &params);
-        CUfunction kernel = device->kernels[element][lamprey_variant_of(comm->nranks)];
-        status = lamprey_driver_check(launch_kernel(device, kernel, &grid, call->stream, &params),
-                                      "cuLaunchKernelEx");
+        fill_params(workspace, call, &way, &params);
+        status = lamprey_driver_check(
+            launch_kernel(device, device->kernels[way.kernel], &way.plan, call->stream, &params),
+            "cuLaunchKernelEx");
     }
     if (!status) {
         status = lamprey_order_after(&comm->order, workspace, call->stream, &step);

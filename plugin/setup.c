@@ -19,6 +19,10 @@
 #define MAILBOX_TIMEOUT_MS                                                                         \
     10000 /* every rank is past the vote that comes before, so nobody is late by much */
 
+/* Where NCCL itself refuses fp8, so do we. */
+#define FIRST_NCCL_WITH_FP8 22400
+#define FIRST_GPU_WITH_FP8 90
+
 struct setup {
     struct lamprey_comm *comm;
     struct lamprey_exchange exchange;
@@ -56,6 +60,9 @@ static void fill_record(struct setup *setup, struct lamprey_record *record)
     record->capability = comm->device->capability;
     record->max_bytes = config->max_bytes;
     record->max_ctas = (uint32_t)config->max_ctas;
+    record->algorithm = (uint32_t)config->algorithm;
+    record->has_fp8 = comm->nccl->version >= FIRST_NCCL_WITH_FP8 &&
+                      comm->device->capability >= FIRST_GPU_WITH_FP8;
     if (!reason[0]) {
         lamprey_identity_stand_down(comm->nccl, reason, sizeof reason);
     }
@@ -83,7 +90,7 @@ static void make_workspace(struct setup *setup, const struct lamprey_agreed *agr
     struct lamprey_comm *comm = setup->comm;
     enum lamprey_status status = lamprey_workspace_create(
         comm->device, (uint32_t)comm->rank, (uint32_t)comm->nranks, agreed->lanes,
-        agreed->lane_capacity, setup->exchange.stream, &setup->workspace);
+        agreed->slot_cells, setup->exchange.stream, &setup->workspace);
     if (!status) {
         status = lamprey_exchange_wait(&setup->exchange);
     }
@@ -238,11 +245,14 @@ static void report(const struct lamprey_comm *comm, enum lamprey_status status, 
 {
     static const char *const pdl_names[] = {"off", "wait", "signal"};
     if (atomic_load(&comm->state) == LAMPREY_COMM_SERVED) {
-        lamprey_info("communicator %p, rank %d of %d: all-reduces of fp16, bf16 and fp32 sums up "
-                     "to %llu bytes are "
-                     "served (one-shot, %u lanes, %llu KiB staging memory, PDL %s)",
+        lamprey_info("communicator %p, rank %d of %d: all-reduces up to %llu bytes are served "
+                     "(one-shot up to %llu, %u lanes, %llu KiB staging memory, PDL %s)",
                      (void *)comm->handle, comm->rank, comm->nranks,
-                     (unsigned long long)comm->agreed.max_bytes, comm->agreed.lanes,
+                     (unsigned long long)comm->agreed.max_bytes,
+                     (unsigned long long)(comm->agreed.one_shot_bytes < comm->agreed.max_bytes
+                                              ? comm->agreed.one_shot_bytes
+                                              : comm->agreed.max_bytes),
+                     comm->agreed.lanes,
                      (unsigned long long)(atomic_load(&comm->workspace)->own.bytes >> 10),
                      pdl_names[lamprey_config_get()->pdl]);
     } else {

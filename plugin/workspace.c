@@ -101,19 +101,16 @@ static void destroy(struct lamprey_workspace *workspace)
     free(workspace);
 }
 
-size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t lane_capacity)
+size_t lamprey_workspace_bytes(uint32_t lanes, uint32_t slot_cells)
 {
-    return lamprey_staging_bytes(nranks, lanes, lane_capacity) +
-           lanes * sizeof(struct lamprey_lane);
+    return lamprey_staging_bytes(lanes, slot_cells) + lanes * sizeof(struct lamprey_lane);
 }
 
 static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream stream)
 {
     const struct lamprey_driver *driver = workspace->device->driver;
-    const size_t staging =
-        lamprey_staging_bytes(workspace->nranks, workspace->lanes, workspace->lane_capacity);
-    const size_t bytes =
-        lamprey_workspace_bytes(workspace->nranks, workspace->lanes, workspace->lane_capacity);
+    const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
+    const size_t bytes = lamprey_workspace_bytes(workspace->lanes, workspace->slot_cells);
     enum lamprey_status status = take_abort_word(driver, &workspace->abort);
     if (!status) {
         status = lamprey_driver_check(
@@ -146,9 +143,8 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
 }
 
 enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
-                                             uint32_t nranks, uint32_t lanes,
-                                             uint32_t lane_capacity, CUstream stream,
-                                             struct lamprey_workspace **workspace)
+                                             uint32_t nranks, uint32_t lanes, uint32_t slot_cells,
+                                             CUstream stream, struct lamprey_workspace **workspace)
 {
     struct lamprey_workspace *made = calloc(1, sizeof *made);
     if (!made) {
@@ -159,7 +155,7 @@ enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device
     made->rank = rank;
     made->nranks = nranks;
     made->lanes = lanes;
-    made->lane_capacity = lane_capacity;
+    made->slot_cells = slot_cells;
     enum lamprey_status status = fill(made, stream);
     if (status) {
         destroy(made);

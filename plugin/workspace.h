@@ -16,7 +16,7 @@ struct lamprey_workspace {
     uint32_t rank;
     uint32_t nranks;
     uint32_t lanes;
-    uint32_t lane_capacity;
+    uint32_t slot_cells;
     struct lamprey_memory own;
     struct lamprey_memory peers[LAMPREY_MAX_RANKS]; /* own rank's entry unused */
     CUdeviceptr lane_states;
@@ -29,13 +29,12 @@ struct lamprey_workspace {
 /* Memory for this rank, its slots cleared by work on stream, which must be complete before any peer
  * pushes. */
 enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
-                                             uint32_t nranks, uint32_t lanes,
-                                             uint32_t lane_capacity, CUstream stream,
-                                             struct lamprey_workspace **workspace);
+                                             uint32_t nranks, uint32_t lanes, uint32_t slot_cells,
+                                             CUstream stream, struct lamprey_workspace **workspace);
 
 /* Bytes that a rank's shared allocation has for these numbers; the same on all ranks up to
  * granularity. */
-size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t lane_capacity);
+size_t lamprey_workspace_bytes(uint32_t lanes, uint32_t slot_cells);
 
 /* One reference less. At zero a later lamprey_workspace_reap frees it: this may be called from a
  * graph's destructor, which may not call the driver. NULL is fine. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin/config.h"
+#include "plugin/limits.h"
 
 #include <gtest/gtest.h>
 
@@ -21,7 +22,7 @@ TEST(Config, HasDefaults)
     const lamprey_config config = parse({"PATH=/bin", "NCCL_DEBUG=INFO"});
     EXPECT_EQ(config.disable, 0);
     EXPECT_EQ(config.max_bytes, -1);
-    EXPECT_EQ(config.max_ctas, 512);
+    EXPECT_EQ(config.max_ctas, 128);
     EXPECT_EQ(config.pdl, LAMPREY_PDL_WAIT);
     EXPECT_EQ(config.hook, LAMPREY_HOOK_CHOICE_AUTO);
     EXPECT_EQ(config.topology, nullptr);
@@ -31,11 +32,12 @@ TEST(Config, ReadsEveryKind)
 {
     const lamprey_config config =
         parse({"LAMPREY_DISABLE=1", "LAMPREY_MAX_BYTES=64K", "LAMPREY_MAX_CTAS=32",
-               "LAMPREY_PDL=Signal", "LAMPREY_HOOK=got", "LAMPREY_TOPOLOGY=/a/b.xml"});
+               "LAMPREY_PDL=Signal", "LAMPREY_ALGORITHM=two_shot", "LAMPREY_HOOK=got", "LAMPREY_TOPOLOGY=/a/b.xml"});
     EXPECT_EQ(config.disable, 1);
     EXPECT_EQ(config.max_bytes, 65536);
     EXPECT_EQ(config.max_ctas, 32);
     EXPECT_EQ(config.pdl, LAMPREY_PDL_SIGNAL);
+    EXPECT_EQ(config.algorithm, LAMPREY_ALGORITHM_TWO_SHOT);
     EXPECT_EQ(config.hook, LAMPREY_HOOK_CHOICE_GOT);
     EXPECT_STREQ(config.topology, "/a/b.xml");
 }
@@ -43,11 +45,11 @@ TEST(Config, ReadsEveryKind)
 TEST(Config, WarnsOnceAndKeepsTheDefault)
 {
     for (const char *bad : {"LAMPREY_MAX_BYTES=", "LAMPREY_MAX_BYTES=12x", "LAMPREY_MAX_BYTES=1G",
-                            "LAMPREY_MAX_BYTES=99999999999999999999", "LAMPREY_MAX_BYTES=5M",
+                            "LAMPREY_MAX_BYTES=99999999999999999999", "LAMPREY_MAX_BYTES=65M",
                             "LAMPREY_MAX_BYTES=-2", "LAMPREY_MAX_BYTES=9223372036854775807K"}) {
         EXPECT_EQ(parse({bad}, 1).max_bytes, -1) << bad;
     }
-    EXPECT_EQ(parse({"LAMPREY_MAX_CTAS=0"}, 1).max_ctas, 512);
+    EXPECT_EQ(parse({"LAMPREY_MAX_CTAS=0"}, 1).max_ctas, 128);
     EXPECT_EQ(parse({"LAMPREY_PDL=on"}, 1).pdl, LAMPREY_PDL_WAIT);
     EXPECT_EQ(parse({"LAMPREY_DISABLE=yes"}, 1).disable, 0);
 }
@@ -66,7 +68,7 @@ TEST(Config, DocumentsEveryRow)
         EXPECT_GT(std::string(row->help).size(), 20u);
         rows++;
     }
-    EXPECT_EQ(rows, 10u);
+    EXPECT_EQ(rows, 11u);
     EXPECT_EQ(lamprey_config_row(1000), nullptr);
 }
 

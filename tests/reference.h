@@ -1,156 +1,161 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an all-reduce must give, written apart from the kernels: fp32 sums in rank order, rounded
-// once, canonical NaNs. Conversions go through double and integers, so that they share no code with
-// kernels/primitives_host.h.
+// Data for all-reduces, and what they must give (kernels/reference.h).
 #ifndef LAMPREY_TESTS_REFERENCE_H
 #define LAMPREY_TESTS_REFERENCE_H
 
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #include <random>
 #include <vector>
 
+#include "kernels/reference.h"
+
 namespace lamprey_test {
 
-enum class element_type { f16, bf16, f32 };
+using element_type = lamprey_reference_type;
+using bytes = std::vector<uint8_t>;
 
 inline uint64_t bytes_of(element_type type)
 {
-    return type == element_type::f32 ? 4 : 2;
+    return lamprey_reference_size(type);
 }
 
-inline double half_value(uint16_t bits, int exponent_bits, int fraction_bits)
+inline bool is_float(element_type type)
 {
-    const int exponent = bits >> fraction_bits & ((1 << exponent_bits) - 1);
-    const int fraction = bits & ((1 << fraction_bits) - 1);
-    const int bias = (1 << (exponent_bits - 1)) - 1;
-    double value;
-    if (exponent == (1 << exponent_bits) - 1) {
-        value = fraction ? NAN : INFINITY;
-    } else if (exponent == 0) {
-        value = ldexp(fraction, 1 - bias - fraction_bits);
-    } else {
-        value = ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
-    }
-    return bits >> 15 ? -value : value;
+    return type <= LAMPREY_REFERENCE_E5M2;
 }
 
-// Round to nearest even, by the definition: the grid's spacing at the value, then rint.
-inline uint16_t half_bits(double value, int exponent_bits, int fraction_bits)
+inline bytes all_reduce(element_type type, lamprey_reference_op op,
+                        const std::vector<bytes> &inputs)
 {
-    const int bias = (1 << (exponent_bits - 1)) - 1;
-    const uint16_t sign = signbit(value) ? 0x8000 : 0;
-    const uint16_t infinity = (uint16_t)(((1 << exponent_bits) - 1) << fraction_bits);
-    if (isnan(value)) {
-        return 0x7fff;
+    std::vector<const void *> pointers;
+    for (const bytes &input : inputs) {
+        pointers.push_back(input.data());
     }
-    double magnitude = fabs(value);
-    if (isinf(magnitude)) {
-        return sign | infinity;
-    }
-    if (magnitude == 0) {
-        return sign;
-    }
-    int exponent = ilogb(magnitude);
-    exponent = exponent < 1 - bias ? 1 - bias : exponent;
-    double steps = rint(ldexp(magnitude, fraction_bits - exponent));
-    if (steps >= (2 << fraction_bits)) {
-        steps /= 2;
-        exponent++;
-    }
-    if (exponent > bias) {
-        return sign | infinity;
-    }
-    const int whole = (int)steps;
-    if (whole < 1 << fraction_bits) { // subnormal
-        return sign | (uint16_t)whole;
-    }
-    return sign | (uint16_t)((exponent + bias) << fraction_bits | (whole - (1 << fraction_bits)));
-}
-
-inline float load_element(element_type type, const uint8_t *data, uint64_t index)
-{
-    if (type == element_type::f32) {
-        float value;
-        memcpy(&value, data + index * 4, 4);
-        return value;
-    }
-    uint16_t bits;
-    memcpy(&bits, data + index * 2, 2);
-    return (float)(type == element_type::f16 ? half_value(bits, 5, 10) : half_value(bits, 8, 7));
-}
-
-inline void store_element(element_type type, uint8_t *data, uint64_t index, float value)
-{
-    if (type == element_type::f32) {
-        uint32_t bits;
-        memcpy(&bits, &value, 4);
-        bits = isnan(value) ? 0x7fffffffu : bits;
-        memcpy(data + index * 4, &bits, 4);
-        return;
-    }
-    const uint16_t bits =
-        type == element_type::f16 ? half_bits(value, 5, 10) : half_bits(value, 8, 7);
-    memcpy(data + index * 2, &bits, 2);
-}
-
-inline std::vector<uint8_t> all_reduce_sum(element_type type,
-                                           const std::vector<std::vector<uint8_t>> &inputs)
-{
-    std::vector<uint8_t> result(inputs[0].size());
-    for (uint64_t i = 0; i < result.size() / bytes_of(type); i++) {
-        float sum = load_element(type, inputs[0].data(), i);
-        for (size_t r = 1; r < inputs.size(); r++) {
-            sum += load_element(type, inputs[r].data(), i);
-        }
-        store_element(type, result.data(), i, sum);
-    }
+    bytes result(inputs[0].size());
+    lamprey_reference_all_reduce(type, op, (int)inputs.size(), pointers.data(), result.data(),
+                                 result.size() / bytes_of(type));
     return result;
+}
+
+inline bytes all_reduce_sum(element_type type, const std::vector<bytes> &inputs)
+{
+    return all_reduce(type, LAMPREY_REFERENCE_SUM, inputs);
 }
 
 enum class data_kind { numbers, any_bits, all_ones, specials, negative_zeros, subnormals };
 
-inline std::vector<uint8_t> make_data(element_type type, uint64_t count, data_kind kind,
-                                      uint64_t seed)
+inline uint64_t sign_of(element_type type)
 {
-    static const uint16_t specials16[] = {0xffff, 0x7fff, 0x7c00, 0xfc00, 0x7f80,
-                                          0xff80, 0x7f81, 0x8000, 0x0000, 0x0001};
-    static const uint32_t specials32[] = {0xffffffff, 0x7fffffff, 0x7f800000, 0xff800000,
-                                          0x7f800001, 0x80000000, 0x00000000, 0x00000001,
-                                          0x7f7fffff, 0xff7fffff};
-    std::vector<uint8_t> data(count * bytes_of(type));
+    return 1ull << (8 * bytes_of(type) - 1);
+}
+
+// The bits of infinity, or of the largest number where there is none; for integers the largest.
+inline uint64_t top_of(element_type type)
+{
+    switch (type) {
+    case LAMPREY_REFERENCE_F16:
+        return 0x7c00;
+    case LAMPREY_REFERENCE_BF16:
+        return 0x7f80;
+    case LAMPREY_REFERENCE_F32:
+        return 0x7f800000;
+    case LAMPREY_REFERENCE_F64:
+        return 0x7ff0000000000000;
+    case LAMPREY_REFERENCE_E4M3:
+        return 0x7e;
+    case LAMPREY_REFERENCE_E5M2:
+        return 0x7c;
+    default:
+        return sign_of(type) - 1;
+    }
+}
+
+// The largest subnormal number's bits; for integers something small.
+inline uint64_t subnormals_of(element_type type)
+{
+    switch (type) {
+    case LAMPREY_REFERENCE_F16:
+        return 0x3ff;
+    case LAMPREY_REFERENCE_BF16:
+        return 0x7f;
+    case LAMPREY_REFERENCE_F32:
+        return 0x7fffff;
+    case LAMPREY_REFERENCE_F64:
+        return 0xfffffffffffff;
+    case LAMPREY_REFERENCE_E5M2:
+        return 0x3;
+    default:
+        return 0x7;
+    }
+}
+
+inline uint64_t number_bits(element_type type, float value)
+{
+    if (type == LAMPREY_REFERENCE_F64) {
+        const double wide = (double)value * 1.0000000001;
+        uint64_t bits;
+        memcpy(&bits, &wide, sizeof bits);
+        return bits;
+    }
+    if (type == LAMPREY_REFERENCE_F32) {
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof bits);
+        return bits;
+    }
+    return is_float(type) ? lamprey_reference_narrow(type, value) : (uint64_t)(int64_t)(value * 10);
+}
+
+inline bytes make_data(element_type type, uint64_t count, data_kind kind, uint64_t seed)
+{
+    const uint64_t size = bytes_of(type);
+    const uint64_t sign = sign_of(type);
+    const uint64_t top = top_of(type);
+    // Zeros, the least, around the top: the largest, infinity, NaNs of all sorts.
+    const uint64_t specials[] = {0,   sign,       1,       sign | 1, top - 1,  sign | (top - 1),
+                                 top, sign | top, top + 1, top | 1,  sign - 1, ~0ull};
+    bytes data(count * size);
     std::mt19937_64 random(seed);
     std::normal_distribution<float> normal(0, 3);
     for (uint64_t i = 0; i < count; i++) {
-        uint32_t bits = 0;
+        uint64_t bits = 0;
         switch (kind) {
         case data_kind::numbers:
-            store_element(type, data.data(), i, normal(random));
-            continue;
+            bits = number_bits(type, normal(random));
+            break;
         case data_kind::any_bits:
-            bits = (uint32_t)random();
+            bits = random();
             break;
         case data_kind::all_ones:
-            bits = 0xffffffff;
+            bits = ~0ull;
             break;
         case data_kind::specials:
-            bits =
-                type == element_type::f32 ? specials32[random() % 10] : specials16[random() % 10];
+            bits = specials[random() % (sizeof specials / sizeof *specials)];
             break;
         case data_kind::negative_zeros:
-            bits = type == element_type::f32 ? 0x80000000u : 0x8000u;
+            bits = sign;
             break;
         case data_kind::subnormals:
-            bits = type == element_type::f32   ? (uint32_t)random() & 0x807fffffu
-                   : type == element_type::f16 ? (uint32_t)random() & 0x83ffu
-                                               : (uint32_t)random() & 0x807fu;
+            bits = random() & (sign | subnormals_of(type));
             break;
         }
-        memcpy(data.data() + i * bytes_of(type), &bits, bytes_of(type));
+        memcpy(data.data() + i * size, &bits, size);
     }
     return data;
+}
+
+// Of types of at most 32 bits.
+inline float load_element(element_type type, const uint8_t *data, uint64_t index)
+{
+    if (type == LAMPREY_REFERENCE_F32) {
+        float value;
+        memcpy(&value, data + index * sizeof value, sizeof value);
+        return value;
+    }
+    uint16_t bits = 0;
+    memcpy(&bits, data + index * bytes_of(type), bytes_of(type));
+    return lamprey_reference_widen(type, bits);
 }
 
 inline uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t bytes)

@@ -164,9 +164,9 @@ struct Rank {
 
     static ncclDataType_t nccl_type(element_type type)
     {
-        return type == element_type::f16    ? ncclFloat16
-               : type == element_type::bf16 ? ncclBfloat16
-                                            : ncclFloat32;
+        return type == LAMPREY_REFERENCE_F16    ? ncclFloat16
+               : type == LAMPREY_REFERENCE_BF16 ? ncclBfloat16
+                                                : ncclFloat32;
     }
 
     ncclResult_t all_reduce(element_type type, size_t count)
@@ -187,7 +187,7 @@ struct Rank {
             meanwhile();
             REQUIRE(ncclCommAbort(comm) == ncclSuccess);
         });
-        all_reduce(element_type::bf16, count);
+        all_reduce(LAMPREY_REFERENCE_BF16, count);
         aborter.join();
     }
 
@@ -318,7 +318,7 @@ class Serving : public ::testing::Test {
             Rank self(rank, nranks);
             self.init();
             for (uint64_t i = 0; i < 3; i++) {
-                self.round(element_type::f32, 1000, i, false);
+                self.round(LAMPREY_REFERENCE_F32, 1000, i, false);
             }
             const lampreyStats stats = stats_of(self.comm);
             REQUIRE(stats.served == 0);
@@ -337,7 +337,8 @@ void mixed_rounds(int rank, int nranks)
     Rank self(rank, nranks);
     self.init();
     uint64_t seed = 0;
-    for (element_type type : {element_type::f16, element_type::bf16, element_type::f32}) {
+    for (element_type type :
+         {LAMPREY_REFERENCE_F16, LAMPREY_REFERENCE_BF16, LAMPREY_REFERENCE_F32}) {
         for (size_t count : {(size_t)1, (size_t)7, (size_t)4096, (size_t)30001}) {
             self.round(type, count, seed++);
         }
@@ -366,47 +367,105 @@ TEST_F(Serving, ServesThreads)
 
 TEST_F(Serving, LeavesWhatItDoesNotTakeToNccl)
 {
+    setenv("LAMPREY_MAX_BYTES", "1M", 1);
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.round(element_type::bf16, 100, 1);
-        self.round(element_type::f32, Rank::bytes / 4, 2, false); // beyond the limit
-        std::vector<int> ones(64, rank + 1);
-        std::vector<int> got(64);
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
+        self.round(LAMPREY_REFERENCE_F32, Rank::bytes / 4, 2, false); // beyond the limit
+        std::vector<float> ones(64, (float)rank + 1);
+        std::vector<float> got(64);
+        float scale = 2;
+        ncclRedOp_t doubled;
         REQUIRE(cuMemcpyHtoD(self.send, ones.data(), 256) == CUDA_SUCCESS);
-        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 64, ncclInt32, ncclSum,
+        REQUIRE(ncclRedOpCreatePreMulSum(&doubled, &scale, ncclFloat32, ncclScalarHostImmediate,
+                                         self.comm) == ncclSuccess);
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 64, ncclFloat32, doubled,
                               self.comm, (cudaStream_t)self.stream) == ncclSuccess);
         REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
         REQUIRE(cuMemcpyDtoH(got.data(), self.recv, 256) == CUDA_SUCCESS);
-        REQUIRE(got[0] == 3 && got[63] == 3);
-        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 16, ncclFloat32, ncclMax,
-                              self.comm, (cudaStream_t)self.stream) == ncclSuccess);
+        REQUIRE(got[0] == 6 && got[63] == 6);
+        REQUIRE(ncclRedOpDestroy(doubled, self.comm) == ncclSuccess);
         REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 0, ncclFloat32, ncclSum,
                               self.comm, (cudaStream_t)self.stream) == ncclSuccess);
-        self.round(element_type::f16, 100, 3);
+        self.round(LAMPREY_REFERENCE_F16, 100, 3);
         const lampreyStats stats = stats_of(self.comm);
         REQUIRE(stats.served == 2);
         REQUIRE(stats.fallback_size == 1);
-        REQUIRE(stats.fallback_type == 1);
+        REQUIRE(stats.fallback_type == 0);
         REQUIRE(stats.fallback_operator == 1);
         REQUIRE(stats.fallback_empty == 1);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
+    unsetenv("LAMPREY_MAX_BYTES");
 }
+
+class ServingByAlgorithm : public Serving, public ::testing::WithParamInterface<const char *> {};
+
+TEST_P(ServingByAlgorithm, TakesEveryTypeAndOperator)
+{
+    setenv("LAMPREY_ALGORITHM", GetParam(), 1);
+    processes(3, [](int rank) {
+        static const struct {
+            ncclDataType_t nccl;
+            element_type type;
+        } types[] = {
+            {ncclInt8, LAMPREY_REFERENCE_I8},         {ncclUint8, LAMPREY_REFERENCE_U8},
+            {ncclInt32, LAMPREY_REFERENCE_I32},       {ncclUint32, LAMPREY_REFERENCE_U32},
+            {ncclInt64, LAMPREY_REFERENCE_I64},       {ncclUint64, LAMPREY_REFERENCE_U64},
+            {ncclFloat16, LAMPREY_REFERENCE_F16},     {ncclFloat32, LAMPREY_REFERENCE_F32},
+            {ncclFloat64, LAMPREY_REFERENCE_F64},     {ncclBfloat16, LAMPREY_REFERENCE_BF16},
+            {ncclFloat8e4m3, LAMPREY_REFERENCE_E4M3}, {ncclFloat8e5m2, LAMPREY_REFERENCE_E5M2}};
+        static const struct {
+            ncclRedOp_t nccl;
+            lamprey_reference_op op;
+        } ops[] = {{ncclSum, LAMPREY_REFERENCE_SUM},
+                   {ncclProd, LAMPREY_REFERENCE_PROD},
+                   {ncclMin, LAMPREY_REFERENCE_MIN},
+                   {ncclMax, LAMPREY_REFERENCE_MAX},
+                   {ncclAvg, LAMPREY_REFERENCE_AVG}};
+        Rank self(rank, 3);
+        self.init();
+        for (const auto &type : types) {
+            for (const auto &op : ops) {
+                const size_t count = 1001;
+                std::vector<std::vector<uint8_t>> inputs;
+                for (int r = 0; r < 3; r++) {
+                    inputs.push_back(lamprey_test::make_data(
+                        type.type, count, lamprey_test::data_kind::any_bits, (uint64_t)r));
+                }
+                std::vector<uint8_t> got(inputs[0].size());
+                REQUIRE(cuMemcpyHtoD(self.send, inputs[rank].data(), got.size()) == CUDA_SUCCESS);
+                REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, count, type.nccl,
+                                      op.nccl, self.comm,
+                                      (cudaStream_t)self.stream) == ncclSuccess);
+                REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+                REQUIRE(cuMemcpyDtoH(got.data(), self.recv, got.size()) == CUDA_SUCCESS);
+                REQUIRE(got == lamprey_test::all_reduce(type.type, op.op, inputs));
+            }
+        }
+        REQUIRE(stats_of(self.comm).served == 60);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+    unsetenv("LAMPREY_ALGORITHM");
+}
+
+INSTANTIATE_TEST_SUITE_P(Algorithms, ServingByAlgorithm,
+                         ::testing::Values("auto", "one_shot", "two_shot"));
 
 TEST_F(Serving, GivesNcclsErrors)
 {
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.round(element_type::bf16, 100, 1);
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
         REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, (ncclDataType_t)77, ncclSum,
                               self.comm, (cudaStream_t)self.stream) == ncclInvalidArgument);
         REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, ncclFloat32, (ncclRedOp_t)-1,
                               self.comm, (cudaStream_t)self.stream) == ncclInvalidArgument);
         REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, ncclFloat32, ncclSum,
                               nullptr, (cudaStream_t)self.stream) == ncclInvalidArgument);
-        self.round(element_type::bf16, 100, 2);
+        self.round(LAMPREY_REFERENCE_BF16, 100, 2);
         REQUIRE(stats_of(self.comm).served == 2);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
@@ -427,16 +486,16 @@ TEST_F(Serving, HoldsGroupsBackForOneThreadWithAllGpus)
             for (int r = 0; r < n; r++) {
                 ranks[r].comm = comms[r];
                 ranks[r].use();
-                ranks[r].fill(element_type::bf16, 5000, seed);
+                ranks[r].fill(LAMPREY_REFERENCE_BF16, 5000, seed);
             }
             REQUIRE(ncclGroupStart() == ncclSuccess);
             for (int r = 0; r < n; r++) {
-                REQUIRE(ranks[r].all_reduce(element_type::bf16, 5000) == ncclSuccess);
+                REQUIRE(ranks[r].all_reduce(LAMPREY_REFERENCE_BF16, 5000) == ncclSuccess);
             }
             REQUIRE(ncclGroupEnd() == ncclSuccess);
             for (int r = 0; r < n; r++) {
                 ranks[r].use();
-                ranks[r].check(element_type::bf16, 5000, seed, true);
+                ranks[r].check(LAMPREY_REFERENCE_BF16, 5000, seed, true);
             }
         }
         for (int r = 0; r < n; r++) {
@@ -487,10 +546,10 @@ TEST_F(Serving, RunsNothingOfAGroupThatFails)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.round(element_type::bf16, 64, 1);
-        self.fill(element_type::f32, 64, 2);
+        self.round(LAMPREY_REFERENCE_BF16, 64, 1);
+        self.fill(LAMPREY_REFERENCE_F32, 64, 2);
         REQUIRE(ncclGroupStart() == ncclSuccess);
-        REQUIRE(self.all_reduce(element_type::f32, 64) == ncclSuccess);
+        REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 64) == ncclSuccess);
         REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4, (ncclDataType_t)77, ncclSum,
                               self.comm, (cudaStream_t)self.stream) == ncclInvalidArgument);
         REQUIRE(ncclGroupEnd() == ncclInvalidArgument);
@@ -498,7 +557,7 @@ TEST_F(Serving, RunsNothingOfAGroupThatFails)
         uint32_t untouched = 0;
         REQUIRE(cuMemcpyDtoH(&untouched, self.recv, 4) == CUDA_SUCCESS);
         REQUIRE(untouched == 0x5a5a5a5a);
-        self.round(element_type::f32, 64, 3);
+        self.round(LAMPREY_REFERENCE_F32, 64, 3);
         REQUIRE(stats_of(self.comm).served == 2);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
@@ -511,15 +570,15 @@ TEST_F(Serving, AcceptsOneRankGroupedAndTheOtherNot)
         self.init();
         for (uint64_t seed = 0; seed < 6; seed++) {
             const bool grouped = (seed + (uint64_t)rank) % 2;
-            self.fill(element_type::f16, 999, seed);
+            self.fill(LAMPREY_REFERENCE_F16, 999, seed);
             if (grouped) {
                 REQUIRE(ncclGroupStart() == ncclSuccess);
             }
-            REQUIRE(self.all_reduce(element_type::f16, 999) == ncclSuccess);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F16, 999) == ncclSuccess);
             if (grouped) {
                 REQUIRE(ncclGroupEnd() == ncclSuccess);
             }
-            self.check(element_type::f16, 999, seed, true);
+            self.check(LAMPREY_REFERENCE_F16, 999, seed, true);
         }
         REQUIRE(stats_of(self.comm).served == 6);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
@@ -537,8 +596,10 @@ TEST_F(Serving, SetsUpIndependentlyInsideAGroup)
         REQUIRE(ncclCommSplit(self.comm, 0, rank, &second, nullptr) == ncclSuccess);
         CUstream stream = nullptr;
         REQUIRE(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
-        self.fill(element_type::f32, 256, 5);
-        auto first_call = [&] { REQUIRE(self.all_reduce(element_type::f32, 256) == ncclSuccess); };
+        self.fill(LAMPREY_REFERENCE_F32, 256, 5);
+        auto first_call = [&] {
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 256) == ncclSuccess);
+        };
         auto second_call = [&] {
             REQUIRE(ncclAllReduce((void *)self.send, (void *)(self.recv + 65536), 256, ncclFloat32,
                                   ncclSum, second, (cudaStream_t)stream) == ncclSuccess);
@@ -552,7 +613,7 @@ TEST_F(Serving, SetsUpIndependentlyInsideAGroup)
             first_call();
             second_call();
         }
-        self.check(element_type::f32, 256, 5, true);
+        self.check(LAMPREY_REFERENCE_F32, 256, 5, true);
         REQUIRE(cuStreamSynchronize(stream) == CUDA_SUCCESS);
         REQUIRE(stats_of(self.comm).served == 1 && stats_of(second).served == 1);
         REQUIRE(ncclCommDestroy(second) == ncclSuccess);
@@ -580,14 +641,14 @@ TEST_F(Serving, SetsUpInsideACaptureOnOneRankOnly)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.fill(element_type::bf16, 777, 9);
+        self.fill(LAMPREY_REFERENCE_BF16, 777, 9);
         if (rank == 0) {
-            CUgraphExec graph = capture(self, element_type::bf16, 777, 1);
+            CUgraphExec graph = capture(self, LAMPREY_REFERENCE_BF16, 777, 1);
             REQUIRE(cuGraphLaunch(graph, self.stream) == CUDA_SUCCESS);
         } else {
-            REQUIRE(self.all_reduce(element_type::bf16, 777) == ncclSuccess);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_BF16, 777) == ncclSuccess);
         }
-        self.check(element_type::bf16, 777, 9, true);
+        self.check(LAMPREY_REFERENCE_BF16, 777, 9, true);
         REQUIRE(stats_of(self.comm).served == 1);
         REQUIRE(stats_of(self.comm).served_captured == (rank == 0 ? 1u : 0u));
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
@@ -601,8 +662,8 @@ TEST_F(Serving, OrdersReplaysWithLiveCallsAndOtherReplays)
         self.init();
         CUstream other = nullptr;
         REQUIRE(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
-        self.fill(element_type::f32, 2048, 3);
-        CUgraphExec a = capture(self, element_type::f32, 2048, 5);
+        self.fill(LAMPREY_REFERENCE_F32, 2048, 3);
+        CUgraphExec a = capture(self, LAMPREY_REFERENCE_F32, 2048, 5);
         { // NCCL's own calls in a capture; Bcast calls Broadcast, an empty one adds nothing
             CUgraph graph = nullptr;
             REQUIRE(cuStreamBeginCapture(self.stream, CU_STREAM_CAPTURE_MODE_RELAXED) ==
@@ -611,11 +672,11 @@ TEST_F(Serving, OrdersReplaysWithLiveCallsAndOtherReplays)
                               (cudaStream_t)self.stream) == ncclSuccess);
             REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 0, ncclFloat32, ncclSum,
                                   self.comm, (cudaStream_t)self.stream) == ncclSuccess);
-            REQUIRE(self.all_reduce(element_type::f32, 64) == ncclSuccess);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 64) == ncclSuccess);
             REQUIRE(cuStreamEndCapture(self.stream, &graph) == CUDA_SUCCESS);
             REQUIRE(cuGraphDestroy(graph) == CUDA_SUCCESS);
         }
-        CUgraphExec b = capture(self, element_type::f32, 512, 3);
+        CUgraphExec b = capture(self, LAMPREY_REFERENCE_F32, 512, 3);
         for (int i = 0; i < 40; i++) { // nothing joins the two streams but the communicator
             REQUIRE(cuGraphLaunch(a, i % 2 ? self.stream : other) == CUDA_SUCCESS);
             REQUIRE(cuGraphLaunch(b, i % 2 ? other : self.stream) == CUDA_SUCCESS);
@@ -629,7 +690,7 @@ TEST_F(Serving, OrdersReplaysWithLiveCallsAndOtherReplays)
             }
         }
         REQUIRE(cuStreamSynchronize(other) == CUDA_SUCCESS);
-        self.check(element_type::f32, 2048, 3, true);
+        self.check(LAMPREY_REFERENCE_F32, 2048, 3, true);
         REQUIRE(cuGraphExecDestroy(a) == CUDA_SUCCESS);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
         REQUIRE(cuGraphExecDestroy(b) == CUDA_SUCCESS); // after the communicator
@@ -641,7 +702,7 @@ TEST_F(Serving, KeepsOrderOverChangingAndDestroyedStreams)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.fill(element_type::bf16, 3000, 4);
+        self.fill(LAMPREY_REFERENCE_BF16, 3000, 4);
         for (int i = 0; i < 60; i++) {
             CUstream stream = nullptr;
             REQUIRE(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
@@ -649,8 +710,8 @@ TEST_F(Serving, KeepsOrderOverChangingAndDestroyedStreams)
                                   self.comm, (cudaStream_t)stream) == ncclSuccess);
             REQUIRE(cuStreamDestroy(stream) == CUDA_SUCCESS); // its work goes on
         }
-        REQUIRE(self.all_reduce(element_type::bf16, 3000) == ncclSuccess);
-        self.check(element_type::bf16, 3000, 4, true);
+        REQUIRE(self.all_reduce(LAMPREY_REFERENCE_BF16, 3000) == ncclSuccess);
+        self.check(LAMPREY_REFERENCE_BF16, 3000, 4, true);
         REQUIRE(stats_of(self.comm).served == 61);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
@@ -661,9 +722,9 @@ TEST_F(Serving, LeavesKernelsAndSetUpsOnAbort)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.round(element_type::bf16, 100, 1);
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
         if (rank == 0) { // its peer doesn't come
-            REQUIRE(self.all_reduce(element_type::bf16, 100) == ncclSuccess);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_BF16, 100) == ncclSuccess);
             usleep(50000);
             REQUIRE(cuStreamQuery(self.stream) == CUDA_ERROR_NOT_READY);
             REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
@@ -695,11 +756,11 @@ TEST_F(Serving, JoinsTheStreamsOfAGroup)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.round(element_type::f32, 16, 1);
+        self.round(LAMPREY_REFERENCE_F32, 16, 1);
         CUstream other = nullptr;
         REQUIRE(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
         for (uint64_t seed = 2; seed < 30; seed++) {
-            self.fill(element_type::f32, 4000, seed);
+            self.fill(LAMPREY_REFERENCE_F32, 4000, seed);
             REQUIRE(ncclGroupStart() == ncclSuccess);
             REQUIRE(ncclAllReduce((void *)self.send, (void *)(self.recv + (1 << 20)), 500,
                                   ncclFloat32, ncclSum, self.comm,
@@ -707,7 +768,7 @@ TEST_F(Serving, JoinsTheStreamsOfAGroup)
             REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 4000, ncclFloat32, ncclSum,
                                   self.comm, (cudaStream_t)other) == ncclSuccess);
             REQUIRE(ncclGroupEnd() == ncclSuccess);
-            self.check(element_type::f32, 4000, seed, true); // waits for self.stream alone
+            self.check(LAMPREY_REFERENCE_F32, 4000, seed, true); // waits for self.stream alone
         }
         REQUIRE(stats_of(self.comm).served == 57);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
@@ -719,17 +780,17 @@ TEST_F(Serving, LaunchesNothingInASimulation)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.round(element_type::f32, 64, 1);
-        self.fill(element_type::f32, 64, 2);
+        self.round(LAMPREY_REFERENCE_F32, 64, 1);
+        self.fill(LAMPREY_REFERENCE_F32, 64, 2);
         ncclSimInfo_t info = NCCL_SIM_INFO_INITIALIZER;
         REQUIRE(ncclGroupStart() == ncclSuccess);
-        REQUIRE(self.all_reduce(element_type::f32, 64) == ncclSuccess);
+        REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 64) == ncclSuccess);
         REQUIRE(ncclGroupSimulateEnd(&info) == ncclSuccess);
         REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
         uint32_t untouched = 0;
         REQUIRE(cuMemcpyDtoH(&untouched, self.recv, 4) == CUDA_SUCCESS);
         REQUIRE(untouched == 0x5a5a5a5a);
-        self.round(element_type::f32, 64, 3);
+        self.round(LAMPREY_REFERENCE_F32, 64, 3);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
 }
@@ -739,7 +800,7 @@ TEST_F(Serving, LeavesWorldsBeyondEightToNccl)
     processes(9, [](int rank) {
         Rank self(rank, 9);
         self.init();
-        self.round(element_type::f32, 100, 1, false);
+        self.round(LAMPREY_REFERENCE_F32, 100, 1, false);
         REQUIRE(stats_of(self.comm).fallback_communicator == 1);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
@@ -759,7 +820,7 @@ TEST_F(Serving, ServesRanksForkedAfterItWasLoaded)
             if (children[rank] == 0) {
                 Rank self(rank, 2);
                 REQUIRE(ncclCommInitRank(&self.comm, 2, shared->id, rank) == ncclSuccess);
-                self.round(element_type::bf16, 1000, 1);
+                self.round(LAMPREY_REFERENCE_BF16, 1000, 1);
                 REQUIRE(stats_of(self.comm).served == 1);
                 REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
                 _exit(0);
@@ -782,10 +843,10 @@ TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
         Rank self(rank, 2);
         self.init();
         if (rank == 1) {
-            REQUIRE(self.all_reduce(element_type::f32, 100) == ncclUnhandledCudaError);
-            REQUIRE(self.all_reduce(element_type::f32, 100) == ncclUnhandledCudaError);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == ncclUnhandledCudaError);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == ncclUnhandledCudaError);
             REQUIRE(ncclGroupStart() == ncclSuccess);
-            REQUIRE(self.all_reduce(element_type::f32, 100) == ncclUnhandledCudaError);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == ncclUnhandledCudaError);
             ncclGroupEnd();
             meet(2);
         } else {
@@ -811,7 +872,7 @@ TEST_F(Serving, RefusesWhereCommunicatorsAreNonBlocking)
             REQUIRE(ncclCommGetAsyncError(parent, &state) == ncclSuccess);
         }
         REQUIRE(state == ncclSuccess);
-        self.round(element_type::f32, 100, 1, false);
+        self.round(LAMPREY_REFERENCE_F32, 100, 1, false);
         REQUIRE(stats_of(self.comm).served == 0);
         REQUIRE(stats_of(self.comm).communicators_refused == 1);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
@@ -837,9 +898,9 @@ TEST_F(Serving, LeaksNothingOverManyCommunicators)
             }
             meet(2);
             self.init();
-            self.round(element_type::bf16, 100, seed);
+            self.round(LAMPREY_REFERENCE_BF16, 100, seed);
             if (with_graph) {
-                CUgraphExec graph = capture(self, element_type::bf16, 100, 2);
+                CUgraphExec graph = capture(self, LAMPREY_REFERENCE_BF16, 100, 2);
                 REQUIRE(cuGraphLaunch(graph, self.stream) == CUDA_SUCCESS);
                 REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
                 REQUIRE(cuGraphExecDestroy(graph) == CUDA_SUCCESS);
@@ -905,7 +966,7 @@ TEST_F(Serving, LeaksNothingWhereSetUpsFail)
                 }
                 meet(2);
                 self.init();
-                self.round(element_type::f32, 100, i, false);
+                self.round(LAMPREY_REFERENCE_F32, 100, i, false);
                 REQUIRE(stats_of(self.comm).communicators_refused == 1);
                 REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
                 meet(2);
@@ -1016,7 +1077,7 @@ TEST_F(Serving, LeavesAChildOfAForkAlone)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         self.init();
-        self.round(element_type::bf16, 100, 1);
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
         pid_t child = fork();
         if (child == 0) {
             // CUDA is gone here; what matters is that nothing of ours runs or hangs.
@@ -1027,7 +1088,7 @@ TEST_F(Serving, LeavesAChildOfAForkAlone)
         }
         int status = -1;
         REQUIRE(waitpid(child, &status, 0) == child && status == 0);
-        self.round(element_type::bf16, 100, 2);
+        self.round(LAMPREY_REFERENCE_BF16, 100, 2);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
 }

@@ -17,7 +17,7 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/protocol.h"
+#include "kernels/plan.h"
 
 extern "C" const unsigned char lamprey_fatbin[];
 
@@ -35,9 +35,9 @@ namespace {
     } while (0)
 
 constexpr int kRanks = 2;
-constexpr uint32_t kLanes = 512;
-constexpr uint32_t kCapacity = 256;
-constexpr size_t kMaxBytes = (size_t)kLanes * kCapacity * LAMPREY_VECTOR_BYTES;
+constexpr uint32_t kLanes = 128;
+constexpr uint32_t kSlotCells = 2048;
+constexpr size_t kMaxBytes = 2 << 20;
 constexpr int kCallsPerGraph = 200;
 constexpr int kEagerCalls = 1000;
 
@@ -72,7 +72,7 @@ CUdeviceptr abort_word;
 
 void open_rank(Rank &rank, int ordinal)
 {
-    const uint64_t staging = lamprey_staging_bytes(kRanks, kLanes, kCapacity);
+    const uint64_t staging = lamprey_staging_bytes(kLanes, kSlotCells);
     std::mt19937 random(ordinal + 1);
     std::vector<uint16_t> data(kMaxBytes / 2);
     for (uint16_t &element : data) {
@@ -98,18 +98,18 @@ void open_rank(Rank &rank, int ordinal)
 void launch(int self, size_t bytes, Pdl pdl)
 {
     const Rank &rank = ranks[self];
-    const lamprey_grid grid = lamprey_grid_of((bytes + 15) / 16, kLanes);
+    const uint64_t vectors = lamprey_divide_up(bytes, LAMPREY_VECTOR_BYTES);
+    const lamprey_plan plan =
+        lamprey_plan_of(LAMPREY_ONE_SHOT, vectors, kRanks, kLanes,
+                        lamprey_row_vectors(LAMPREY_ONE_SHOT, kRanks, kSlotCells, 1));
     lamprey_all_reduce_params params = {};
     params.send = (void *)rank.send;
     params.recv = (void *)rank.recv;
-    params.count = bytes / 2;
     params.lanes = (lamprey_lane *)rank.lanes;
     params.abort = (const uint32_t *)abort_word;
     params.rank = (uint32_t)self;
-    params.nranks = kRanks;
-    params.lane_vectors = grid.lane_vectors;
-    params.lane_capacity = kCapacity;
-    params.flags = pdl == Pdl::signal ? LAMPREY_FLAG_SIGNAL : 0;
+    params.flags = LAMPREY_FLAG_WIDE | (pdl == Pdl::signal ? LAMPREY_FLAG_SIGNAL : 0);
+    lamprey_plan_params(&plan, kRanks, kSlotCells, bytes / 2, vectors, &params);
     for (int peer = 0; peer < kRanks; peer++) {
         params.staging[peer] = (unsigned char *)ranks[peer].staging;
     }
@@ -118,9 +118,9 @@ void launch(int self, size_t bytes, Pdl pdl)
     overlap.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     overlap.value.programmaticStreamSerializationAllowed = 1;
     CUlaunchConfig config = {};
-    config.gridDimX = grid.ctas;
+    config.gridDimX = plan.ctas;
     config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
-    config.blockDimX = grid.threads;
+    config.blockDimX = plan.threads;
     config.hStream = rank.stream;
     config.attrs = &overlap;
     config.numAttrs = pdl == Pdl::off ? 0 : 1;
@@ -270,7 +270,7 @@ int main()
         return 77;
     }
     CHECK_CU(cuLibraryLoadData(&library, lamprey_fatbin, nullptr, nullptr, 0, nullptr, nullptr, 0));
-    CHECK_CU(cuLibraryGetKernel(&kernel, library, "lamprey_one_shot_bf16_2"));
+    CHECK_CU(cuLibraryGetKernel(&kernel, library, "lamprey_one_shot_sum_bf16_2"));
     for (int self = 0; self < kRanks; self++) {
         open_rank(ranks[self], self);
     }
