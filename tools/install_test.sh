@@ -16,7 +16,8 @@ fail() {
 tools/install --from . "$prefix"
 
 for file in lib/liblamprey.so lib/libnccl-env.so lib/libnccl-tuner.so lib/liblamprey-topology.so \
-    lib/lamprey/libhwloc.so.15 lib/pkgconfig/lamprey.pc include/lamprey.h bin/lamprey bin/lamprey-topo; do
+    lib/lamprey/libhwloc.so.15 lib/pkgconfig/lamprey.pc include/lamprey.h bin/lamprey bin/lamprey-topo \
+    bin/lamprey-settings bin/lamprey-doctor; do
     if [ ! -f "$prefix/$file" ] || [ -L "$prefix/$file" ]; then
         fail "$file is missing or not a file"
     fi
@@ -82,6 +83,8 @@ grep -q "is not Lamprey's" "$scratch/error" || fail "no clear error for somebody
 [ "$(cat "$scratch/without/lib/libnccl-tuner.so")" = another ] || fail "somebody else's tuner was changed"
 
 # The command.
+[ "$("$prefix/bin/lamprey" version)" = "lamprey $(sed -n 's/^Version: //p' "$prefix/lib/pkgconfig/lamprey.pc")" ] ||
+    fail "lamprey version is not the package's"
 [[ $("$prefix/bin/lamprey" version) =~ ^lamprey\ [0-9]+\.[0-9]+\.[0-9]+$ ]] || fail "lamprey version"
 # shellcheck disable=SC2016 # for the inner shell
 inner='echo "$NCCL_PLUGIN $LD_LIBRARY_PATH"'
@@ -89,9 +92,30 @@ inner='echo "$NCCL_PLUGIN $LD_LIBRARY_PATH"'
     "lamprey $prefix/lib" ] || fail "lamprey run"
 [ "$(LD_LIBRARY_PATH=/x NCCL_PLUGIN=other "$prefix/bin/lamprey" run sh -c "$inner")" = \
     "other,lamprey /x:$prefix/lib" ] || fail "lamprey run with settings of one's own"
-if "$prefix/bin/lamprey" run 2>/dev/null; then
-    fail "lamprey run without a program"
-fi
+[ "$("$prefix/bin/lamprey" run -- sh -c 'exit 7' || echo $?)" = 7 ] || fail "lamprey run -- or its exit status"
+for bad in run "run --" "env x" "version x" "settings x" "settings -x" nonsense "help nonsense" ""; do
+    # shellcheck disable=SC2086 # several arguments on purpose
+    if "$prefix/bin/lamprey" $bad >"$scratch/output" 2>"$scratch/error"; then
+        fail "took: lamprey $bad"
+    fi
+    [ ! -s "$scratch/output" ] || fail "lamprey $bad printed: $(cat "$scratch/output")"
+    [ -s "$scratch/error" ] || fail "lamprey $bad failed without a word"
+done
+"$prefix/bin/lamprey" help >"$scratch/help"
+for verb in run env doctor topo settings version help; do
+    grep -q "^  $verb " "$scratch/help" || fail "lamprey help does not name $verb"
+    "$prefix/bin/lamprey" help "$verb" >"$scratch/explained" || fail "lamprey help $verb"
+    grep -q "^usage: lamprey $verb" "$scratch/explained" || fail "lamprey help $verb: $(cat "$scratch/explained")"
+    "$prefix/bin/lamprey" "$verb" --help | cmp -s - "$scratch/explained" || fail "lamprey $verb --help"
+done
+[ "$("$prefix/bin/lamprey" --help)" = "$(cat "$scratch/help")" ] || fail "lamprey --help"
+
+# The settings are the library's: every name of README's table, and what is set here.
+LAMPREY_MAX_BYTES=64K "$prefix/bin/lamprey" settings >"$scratch/settings"
+diff <(tools/settings_table | sed 's/^| `\([A-Z_]*\)`.*/\1/') <(sed -n 's/^\([A-Z_]*\) (.*/\1/p' "$scratch/settings") ||
+    fail "lamprey settings lists other names"
+grep -qxF "LAMPREY_MAX_BYTES (default: -1; here: 64K)" "$scratch/settings" || fail "lamprey settings shows no value"
+[ "$(LAMPREY_STATS=1 "$prefix/bin/lamprey" settings 2>&1 | grep -c '^lamprey stats')" = 0 ] || fail "lamprey settings counts"
 
 # The plugin needs the C library alone, of 2.34 or older; built where it is 2.38 or newer, whose headers turn strtol into
 # a function that is new there, it is for such machines only.
