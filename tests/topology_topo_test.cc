@@ -77,6 +77,13 @@ TEST(TopoTest, PrintsDirectLinksAndTheReason)
     expect_line(run, "Served: no");
 }
 
+TEST(TopoTest, KnowsWhatTheKernelsAreFor)
+{
+    Outcome run = topo("--xml tests/fixtures/dgx-2-16.xml");
+    expect_line(run, "One rank on each of the 16 GPUs: NVLink domain: host");
+    expect_line(run, "Served: no: rank 0: there are no kernels for sm_70");
+}
+
 TEST(TopoTest, PrintsWhatIsUnknown)
 {
     Outcome run = topo("--xml tests/fixtures/not-annotated-8.xml");
@@ -289,7 +296,9 @@ TEST(TopoTest, DrawsDirectLinks)
     EXPECT_EQ(16u, count(picture, "<line "));
     EXPECT_EQ(8u, count(picture, ">25.0 GB/s<"));
     EXPECT_EQ(8u, count(picture, ">50.0 GB/s<"));
-    EXPECT_EQ(1u, count(picture, ">left to NCCL: no NVLink between "));
+    EXPECT_EQ(1u, count(picture, ">8 GPUs, NVLink domain: none<"));
+    EXPECT_EQ(1u, count(picture_of("tests/fixtures/h100-nvl-bridge-4.xml"),
+                        ">left to NCCL: no NVLink between "));
 }
 
 TEST(TopoTest, DrawsMachinesWithoutLinks)

@@ -13,6 +13,7 @@
 enum {
     MAX_BYTES_BY_WORLD_SIZE = -1,
     MAX_CTAS = 512,
+    OLDEST_CAPABILITY = 80, /* of the kernels that are compiled */
 };
 
 static int capability_of(const char *sm)
@@ -35,6 +36,11 @@ static void fill_record(const struct lamprey_rank *rank, size_t index, size_t n,
     record->max_bytes = MAX_BYTES_BY_WORLD_SIZE;
     record->max_ctas = MAX_CTAS;
     record->domain = rank->record;
+    if (record->capability != 0 && record->capability < OLDEST_CAPABILITY) {
+        record->refuses = 1;
+        snprintf(record->reason, sizeof(record->reason), "there are no kernels for sm_%d",
+                 record->capability);
+    }
 }
 
 void lamprey_rank_on(const struct lamprey_machine_gpu *gpu, uint32_t host,
