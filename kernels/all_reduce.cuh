@@ -11,8 +11,9 @@
 
 namespace lamprey {
 
-/* One lane's part of a call. ELEMENT, OPERATORS, RANKS: instances.h. */
-template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
+/* One lane's part of a call. ELEMENT, OPERATORS, RANKS: instances.h. SIMPLE: LAMPREY_FLAG_SIMPLE is
+ * known to be set. */
+template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
     using E = typename element_of<ELEMENT>::type;
     using OP = typename operator_of<OPERATORS, E>::type;
     using params = typename params_for<RANKS>::type;
@@ -28,71 +29,132 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
     const OP op;
     unsigned slot;
     bool aborted = false;
+    vector *lane_cells[RANKS ? RANKS : 1]; /* this lane's memory at peer(i); 0: our own */
 
     LAMPREY_INLINE explicit lane_work(const params &given)
         : p(given), nranks(RANKS ? RANKS : given.nranks), lane(block_index()), op(given)
     {
     }
 
-    /* Vector index of a row that lies in owner's memory. */
-    LAMPREY_INLINE vector *cell(unsigned owner, unsigned of_slot, unsigned row, unsigned row_cells,
+    LAMPREY_INLINE vector *lane_cells_of(unsigned owner) const
+    {
+        return reinterpret_cast<vector *>(p.staging[owner]) +
+               (uint64_t)lane * LAMPREY_SLOTS * p.slot_cells;
+    }
+
+    /* What can be known before the state is there, while its load is under way. */
+    LAMPREY_INLINE void prepare_addresses()
+    {
+#pragma unroll
+        for (unsigned k = 0; k < (RANKS ? RANKS : 1); k++) {
+            lane_cells[k] = lane_cells_of(peer(k));
+            settle(lane_cells[k]);
+        }
+    }
+
+    /* Vector index of a row that lies in the memory of peer(k). */
+    LAMPREY_INLINE vector *cell(unsigned k, unsigned of_slot, unsigned row, unsigned row_cells,
                                 unsigned index) const
     {
-        const uint64_t first = (uint64_t)(lane * LAMPREY_SLOTS + of_slot) * p.slot_cells;
-        return reinterpret_cast<vector *>(p.staging[owner]) + first + row * row_cells +
-               index * packet::cells;
+        vector *const cells = RANKS || k == 0 ? lane_cells[k] : lane_cells_of(peer(k));
+        return cells + of_slot * p.slot_cells + row * row_cells + index * packet::cells;
+    }
+
+    LAMPREY_INLINE bool wide() const
+    {
+        return SIMPLE || p.flags & LAMPREY_FLAG_WIDE;
+    }
+
+    /* 0: ourselves; then the others, each rank beginning with the one behind it, so that they don't
+     * all send to one at a time. k: 0 to nranks - 1. */
+    LAMPREY_INLINE unsigned peer(unsigned k) const
+    {
+        const unsigned other = p.rank + k;
+        return other >= nranks ? other - nranks : other;
     }
 
     LAMPREY_INLINE vector load_clean(uint64_t index) const
     {
-        return packet::clean(load_input<E>(p.send, index, p.count, p.flags & LAMPREY_FLAG_WIDE));
+        return packet::clean(load_input<E>(p.send, index, p.count, wide()));
     }
 
     LAMPREY_INLINE void store_result(uint64_t index, const vector &v) const
     {
-        store_output<E>(p.recv, index, p.count, p.flags & LAMPREY_FLAG_WIDE, v);
+        store_output<E>(p.recv, index, p.count, wide(), v);
     }
 
-    LAMPREY_INLINE void clear(unsigned of_slot, unsigned dirty) const
+    LAMPREY_INLINE void clear_rows(unsigned of_slot, unsigned first_row, unsigned row_cells,
+                                   unsigned dirty) const
     {
         const vector empty = {
             {LAMPREY_SENTINEL, LAMPREY_SENTINEL, LAMPREY_SENTINEL, LAMPREY_SENTINEL}};
-        const bool two_shot = dirty & LAMPREY_DIRTY_TWO_SHOT;
-        const unsigned row_cells = p.row_cells[two_shot ? LAMPREY_TWO_SHOT : LAMPREY_ONE_SHOT];
-        const unsigned rows = two_shot ? 2 * nranks : nranks;
-        const uint64_t first = (uint64_t)(lane * LAMPREY_SLOTS + of_slot) * p.slot_cells;
-        vector *const cells = reinterpret_cast<vector *>(p.staging[p.rank]) + first;
-        for (unsigned index = thread_index(); index < (dirty & ~LAMPREY_DIRTY_TWO_SHOT);
-             index += block_size()) {
-            for (unsigned row = 0; row < rows; row++) {
-                if (row != p.rank && row != nranks + p.rank) {
-                    store_relaxed_sys(cells + row * row_cells + index, empty);
-                }
+        for (unsigned index = thread_index(); index < dirty; index += block_size()) {
+#pragma unroll
+            for (unsigned k = 1; k < (RANKS ? RANKS : nranks); k++) {
+                vector *const row = cell(0, of_slot, first_row + peer(k), row_cells, 0);
+                store_relaxed_sys(row + index, empty);
             }
         }
     }
 
-    /* Waits for vector index of the rows that belong to ranks first to first + batch, all but our
-     * own. */
-    LAMPREY_INLINE void receive(unsigned first_row, unsigned row_cells, unsigned first,
-                                unsigned index, vector *received)
+    /* What the last round filled, by the layout that it had. */
+    LAMPREY_INLINE void clear(unsigned of_slot, unsigned dirty) const
     {
+        if (dirty & LAMPREY_DIRTY_TWO_SHOT) {
+            const unsigned row_cells = p.row_cells[LAMPREY_TWO_SHOT];
+            clear_rows(of_slot, 0, row_cells, dirty & ~LAMPREY_DIRTY_TWO_SHOT);
+            clear_rows(of_slot, nranks, row_cells, dirty & ~LAMPREY_DIRTY_TWO_SHOT);
+        } else {
+            clear_rows(of_slot, 0, p.row_cells[LAMPREY_ONE_SHOT], dirty);
+        }
+    }
+
+    /* Every 2^16 polls. */
+    LAMPREY_INLINE void look_for_abort(unsigned polls)
+    {
+        if (polls % polls_per_abort_check == 0 && load_relaxed_sys(p.abort) != 0) {
+            aborted = true;
+        }
+    }
+
+    LAMPREY_INLINE vector receive_one(unsigned row, unsigned row_cells, unsigned index)
+    {
+        vector received = {{0, 0, 0, 0}};
+        for (unsigned polls = 1; !aborted; polls++) {
+            if (packet::receive(cell(0, slot, row, row_cells, index), &received)) {
+                break;
+            }
+            look_for_abort(polls);
+        }
+        return received;
+    }
+
+    /* Vector index of ranks first to first + batch, with our own among them. */
+    LAMPREY_INLINE void receive(unsigned row_cells, unsigned first, unsigned index,
+                                const vector &own, vector *received)
+    {
+        if (RANKS == 2) {
+            const vector other = receive_one(1 - p.rank, row_cells, index);
+            received[0] = select(p.rank == 0, own, other);
+            received[1] = select(p.rank == 0, other, own);
+            return;
+        }
         for (unsigned polls = 1; !aborted; polls++) {
             bool complete = true;
 #pragma unroll
             for (unsigned i = 0; i < batch; i++) {
                 const unsigned source = first + i;
-                if (source < nranks && source != p.rank) {
-                    complete &= packet::receive(
-                        cell(p.rank, slot, first_row + source, row_cells, index), &received[i]);
+                if (source == p.rank) {
+                    received[i] = own;
+                } else if (source < nranks) {
+                    complete &=
+                        packet::receive(cell(0, slot, source, row_cells, index), &received[i]);
                 }
             }
             if (complete) {
                 return;
             }
-            if (polls % polls_per_abort_check == 0 && load_relaxed_sys(p.abort) != 0) {
-                aborted = true;
-            }
+            look_for_abort(polls);
         }
     }
 
@@ -122,12 +184,12 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
 #pragma unroll 1
         for (unsigned first = 0; first < nranks; first += batch) {
             vector received[batch];
-            receive(0, row_cells, first, index, received);
+            receive(row_cells, first, index, own, received);
 #pragma unroll
             for (unsigned i = 0; i < batch; i++) {
                 const unsigned source = first + i;
                 if (source < nranks) {
-                    add(total, select(source == p.rank, own, received[i]), source == 0);
+                    add(total, received[i], source == 0);
                 }
             }
         }
@@ -145,10 +207,8 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
                 own = load_clean(first_vector + index);
             }
 #pragma unroll
-            for (unsigned i = 0; i < (RANKS ? RANKS : nranks); i++) {
-                if (i != p.rank) {
-                    packet::send(cell(i, slot, p.rank, row_cells, index), own);
-                }
+            for (unsigned k = 1; k < (RANKS ? RANKS : nranks); k++) {
+                packet::send(cell(k, slot, p.rank, row_cells, index), own);
             }
         });
         turn(last_slot, dirty, last, next_state);
@@ -174,19 +234,18 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
                 vector input[batch];
 #pragma unroll
                 for (unsigned i = 0; i < batch; i++) {
-                    const uint64_t at = shard_vector(first_vector, first + i, index);
-                    if (first + i < nranks && at < p.vectors) {
-                        input[i] = load_clean(at);
+                    if (first + i < nranks && has_vector(first_vector, first + i, index)) {
+                        input[i] = load_clean(shard_vector(first_vector, peer(first + i), index));
                     }
                 }
 #pragma unroll
                 for (unsigned i = 0; i < batch; i++) {
-                    const unsigned owner = first + i;
-                    if (owner < nranks && shard_vector(first_vector, owner, index) < p.vectors) {
-                        if (owner == p.rank) {
+                    const unsigned k = first + i;
+                    if (k < nranks && has_vector(first_vector, k, index)) {
+                        if (k == 0) {
                             own = input[i];
                         } else {
-                            packet::send(cell(owner, slot, p.rank, row_cells, index), input[i]);
+                            packet::send(cell(k, slot, p.rank, row_cells, index), input[i]);
                         }
                     }
                 }
@@ -202,10 +261,9 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
                 const vector result = reduce(row_cells, index, own);
                 if (!aborted) {
                     store_result(at, result);
-                    for (unsigned i = 0; i < nranks; i++) {
-                        if (i != p.rank) {
-                            packet::send(cell(i, slot, nranks + p.rank, row_cells, index), result);
-                        }
+#pragma unroll
+                    for (unsigned k = 1; k < (RANKS ? RANKS : nranks); k++) {
+                        packet::send(cell(k, slot, nranks + p.rank, row_cells, index), result);
                     }
                 }
             }
@@ -220,30 +278,22 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
         return first_vector + (uint64_t)shard * p.lane_vectors + index;
     }
 
+    /* Of the shard of peer(k). */
+    LAMPREY_INLINE bool has_vector(uint64_t first_vector, unsigned k, unsigned index) const
+    {
+        return shard_vector(first_vector, peer(k), index) < p.vectors;
+    }
+
     /* The other ranks' finished shards. */
     LAMPREY_INLINE void gather(uint64_t first_vector, unsigned row_cells, unsigned index)
     {
-        for (unsigned source = 0; source < nranks; source++) {
-            const uint64_t at = shard_vector(first_vector, source, index);
-            if (source != p.rank && at < p.vectors) {
-                vector result;
-                receive_one(nranks + source, row_cells, index, &result);
+        for (unsigned k = 1; k < nranks; k++) {
+            const uint64_t at = shard_vector(first_vector, peer(k), index);
+            if (at < p.vectors) {
+                const vector result = receive_one(nranks + peer(k), row_cells, index);
                 if (!aborted) {
                     store_result(at, result);
                 }
-            }
-        }
-    }
-
-    LAMPREY_INLINE void receive_one(unsigned row, unsigned row_cells, unsigned index,
-                                    vector *received)
-    {
-        for (unsigned polls = 1; !aborted; polls++) {
-            if (packet::receive(cell(p.rank, slot, row, row_cells, index), received)) {
-                return;
-            }
-            if (polls % polls_per_abort_check == 0 && load_relaxed_sys(p.abort) != 0) {
-                aborted = true;
             }
         }
     }
@@ -262,10 +312,6 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
 
     template <int ALGORITHM> LAMPREY_INLINE void run()
     {
-        wait_for_dependencies();
-        if (p.flags & LAMPREY_FLAG_SIGNAL) {
-            launch_dependents();
-        }
         /* The state's load overlaps the first input's. */
         const vector state = load(reinterpret_cast<const vector *>(p.lanes + lane));
         constexpr bool one_shot = ALGORITHM == LAMPREY_ONE_SHOT;
@@ -274,14 +320,16 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
         vector early = {{0, 0, 0, 0}};
         if (one_shot && thread_has_one_vector && first + thread_index() < p.vectors &&
             thread_index() < p.lane_vectors) {
-            early = load_clean(first + thread_index());
+            early = load_input<E>(p.send, first + thread_index(), p.count, wide());
         }
+        prepare_addresses();
+        early = packet::clean(early);
         slot = state.word[0];
         unsigned dirty = state.word[1];
         uint64_t round = (uint64_t)state.word[3] << 32 | state.word[2];
-        for (unsigned i = 0; i < p.rounds && first < p.vectors; i++) {
+        for (unsigned i = 0; first < p.vectors; i++) {
             const uint64_t following = first + (uint64_t)grid_size() * lane_vectors;
-            const bool last = i + 1 == p.rounds || following >= p.vectors;
+            const bool last = SIMPLE || following >= p.vectors;
             const unsigned last_slot = slot == 0 ? LAMPREY_SLOTS - 1 : slot - 1;
             const unsigned next_slot = slot == LAMPREY_SLOTS - 1 ? 0 : slot + 1;
             const unsigned filled =
@@ -295,16 +343,40 @@ template <int ELEMENT, int OPERATORS, int RANKS> struct lane_work {
             } else {
                 two_shot_round(first, last_slot, dirty, last, next);
             }
-            if (!last) {
-                fence_sys();
-                block_sync();
+            if (SIMPLE || last) {
+                return;
             }
+            fence_sys();
+            block_sync();
             slot = next_slot;
             dirty = filled;
             first = following;
         }
     }
 };
+
+/* A function of its own, so that the simple case is short and in one piece. */
+template <int ELEMENT, int OPERATORS, int RANKS>
+LAMPREY_NOINLINE void one_shot_in_general(const typename params_for<RANKS>::type &p)
+{
+    lane_work<ELEMENT, OPERATORS, RANKS, false>(p).template run<LAMPREY_ONE_SHOT>();
+}
+
+template <int ALGORITHM, int ELEMENT, int OPERATORS, int RANKS>
+LAMPREY_DEVICE void all_reduce(const typename params_for<RANKS>::type &p)
+{
+    wait_for_dependencies();
+    if (p.flags & LAMPREY_FLAG_SIGNAL) {
+        launch_dependents();
+    }
+    if (ALGORITHM == LAMPREY_TWO_SHOT) {
+        lane_work<ELEMENT, OPERATORS, RANKS, false>(p).template run<LAMPREY_TWO_SHOT>();
+    } else if (p.flags & LAMPREY_FLAG_SIMPLE) {
+        lane_work<ELEMENT, OPERATORS, RANKS, true>(p).template run<LAMPREY_ONE_SHOT>();
+    } else {
+        one_shot_in_general<ELEMENT, OPERATORS, RANKS>(p);
+    }
+}
 
 } // namespace lamprey
 

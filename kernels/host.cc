@@ -22,8 +22,8 @@ namespace {
 
 template <int ALGORITHM, int ELEMENT, int OPERATORS, int RANKS> void run_kernel(const void *params)
 {
-    using work = lamprey::lane_work<ELEMENT, OPERATORS, RANKS>;
-    work(*static_cast<const typename work::params *>(params)).template run<ALGORITHM>();
+    lamprey::all_reduce<ALGORITHM, ELEMENT, OPERATORS, RANKS>(
+        *static_cast<const typename lamprey::params_for<RANKS>::type *>(params));
 }
 
 const lamprey_host_kernel kernels[] = {

@@ -6,11 +6,11 @@
 using namespace lamprey;
 
 #define LAMPREY_DEFINE(name, algorithm, element, operators, ranks)                                 \
-    extern "C" __global__ void __launch_bounds__(                                                  \
-        ranks == 2 ? LAMPREY_MAX_THREADS_PAIR : LAMPREY_MAX_THREADS)                               \
+    extern "C" __global__ void __launch_bounds__(ranks == 2 ? LAMPREY_MAX_THREADS_PAIR             \
+                                                            : LAMPREY_MAX_THREADS)                 \
         name(const __grid_constant__ params_for<ranks>::type params)                               \
     {                                                                                              \
-        lane_work<element, operators, ranks>(params).template run<algorithm>();                    \
+        all_reduce<algorithm, element, operators, ranks>(params);                                  \
     }
 
 LAMPREY_KERNELS(LAMPREY_DEFINE)

@@ -76,18 +76,19 @@ static inline void lamprey_plan_params(const struct lamprey_plan *plan, uint32_t
     params->vectors = vectors;
     params->nranks = nranks;
     params->lane_vectors = plan->lane_vectors;
-    params->rounds = plan->rounds;
     params->slot_cells = slot_cells;
     params->row_cells[LAMPREY_ONE_SHOT] = slot_cells / lamprey_rows(LAMPREY_ONE_SHOT, nranks);
     params->row_cells[LAMPREY_TWO_SHOT] = slot_cells / lamprey_rows(LAMPREY_TWO_SHOT, nranks);
 }
 
 /* Whether vectors can be moved whole. */
-static inline uint32_t lamprey_flag_wide(const void *send, const void *recv, uint64_t bytes)
+static inline uint32_t lamprey_message_flags(const struct lamprey_plan *plan, const void *send,
+                                             const void *recv, uint64_t bytes)
 {
-    return (((uintptr_t)send | (uintptr_t)recv | bytes) & (LAMPREY_VECTOR_BYTES - 1)) == 0
-               ? LAMPREY_FLAG_WIDE
-               : 0;
+    if (((uintptr_t)send | (uintptr_t)recv | bytes) & (LAMPREY_VECTOR_BYTES - 1)) {
+        return 0;
+    }
+    return plan->rounds == 1 ? LAMPREY_FLAG_WIDE | LAMPREY_FLAG_SIMPLE : LAMPREY_FLAG_WIDE;
 }
 
 #endif

@@ -21,6 +21,7 @@ struct vector {
 
 #define LAMPREY_DEVICE static __device__ __forceinline__
 #define LAMPREY_INLINE __device__ __forceinline__ /* in a class */
+#define LAMPREY_NOINLINE static __device__ __noinline__
 
 namespace lamprey {
 
@@ -52,6 +53,12 @@ LAMPREY_DEVICE unsigned block_size()
 LAMPREY_DEVICE void block_sync()
 {
     __syncthreads();
+}
+
+/* The address is computed by now, and not just before it is used. */
+template <class T> LAMPREY_DEVICE void settle(T *&address)
+{
+    asm volatile("" : "+l"(address));
 }
 
 /* Waits until the kernels before this one on the stream have finished and their writes are visible.

@@ -11,6 +11,7 @@
 
 #define LAMPREY_DEVICE static inline
 #define LAMPREY_INLINE inline /* in a class */
+#define LAMPREY_NOINLINE static
 
 namespace lamprey {
 
@@ -51,6 +52,10 @@ LAMPREY_DEVICE void block_sync()
     if (current_thread.barrier) {
         pthread_barrier_wait(current_thread.barrier);
     }
+}
+
+template <class T> LAMPREY_DEVICE void settle(T *&)
+{
 }
 
 /* Streams run one kernel after the other here. */

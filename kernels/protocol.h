@@ -63,6 +63,7 @@ struct lamprey_lane {
 #define LAMPREY_FLAG_SIGNAL 1u /* let the stream's next kernel start right after our own wait */
 #define LAMPREY_FLAG_WIDE 2u   /* send and recv lie at multiples of 16, and so does their end */
 #define LAMPREY_FLAG_SIGNED 4u /* of integers */
+#define LAMPREY_FLAG_SIMPLE 8u /* wide, and of one round: kernels have a short way for it */
 
 #define LAMPREY_PARAMS(ranks)                                                                      \
     const void *send;                                                                              \
@@ -74,12 +75,10 @@ struct lamprey_lane {
     uint32_t rank;                                                                                 \
     uint32_t nranks;                                                                               \
     uint32_t lane_vectors; /* vectors of a row that a lane moves in a round */                     \
-    uint32_t rounds;                                                                               \
     uint32_t slot_cells;                                                                           \
     uint32_t row_cells[LAMPREY_ALGORITHMS];                                                        \
     uint32_t flags;                                                                                \
-    uint32_t op; /* enum lamprey_operator */                                                       \
-    uint32_t reserved;                                                                             \
+    uint32_t op;                   /* enum lamprey_operator */                                     \
     unsigned char *staging[ranks]; /* every rank's, as mapped for this rank's GPU */
 
 /* Kernels for 2, 4 and 8 ranks take the first bytes of it, since parameters cost time. */
@@ -97,8 +96,8 @@ struct lamprey_near_params {
 #define LAMPREY_ASSERT _Static_assert
 #endif
 LAMPREY_ASSERT(sizeof(struct lamprey_lane) == 16, "one vector load");
-LAMPREY_ASSERT(sizeof(struct lamprey_near_params) == 152, "the same on host and device");
-LAMPREY_ASSERT(sizeof(struct lamprey_all_reduce_params) == 664, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_near_params) == 144, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_all_reduce_params) == 656, "the same on host and device");
 LAMPREY_ASSERT(offsetof(struct lamprey_all_reduce_params, staging) ==
                    offsetof(struct lamprey_near_params, staging),
                "one begins the other");

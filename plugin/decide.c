@@ -97,8 +97,9 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     }
     const struct lamprey_limits limits =
         lamprey_limits_of((uint32_t)nranks, (enum lamprey_algorithm_choice)records[0].algorithm);
-    agreed.max_bytes =
-        records[0].max_bytes >= 0 ? (uint64_t)records[0].max_bytes : limits.max_bytes;
+    const bool limited = records[0].max_bytes >= 0;
+    agreed.max_bytes = limited ? (uint64_t)records[0].max_bytes : limits.max_bytes;
+    agreed.max_integer_bytes = limited ? agreed.max_bytes : limits.max_integer_bytes;
     if (lanes == 0 || agreed.max_bytes == 0) {
         snprintf(reason, reason_size, "the settings leave no message to serve");
         return agreed;
@@ -207,9 +208,9 @@ enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t
     if ((element == LAMPREY_E4M3 || element == LAMPREY_E5M2) && !agreed->has_fp8) {
         return LAMPREY_NOT_TYPE;
     }
-    return count > agreed->max_bytes / lamprey_element_bytes((enum lamprey_element)element)
-               ? LAMPREY_NOT_SIZE
-               : LAMPREY_SERVE;
+    const uint64_t most = element >= LAMPREY_I8 ? agreed->max_integer_bytes : agreed->max_bytes;
+    return count > most / lamprey_element_bytes((enum lamprey_element)element) ? LAMPREY_NOT_SIZE
+                                                                               : LAMPREY_SERVE;
 }
 
 struct lamprey_way lamprey_way_of(const struct lamprey_agreed *agreed, size_t count,

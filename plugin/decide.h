@@ -58,6 +58,7 @@ struct lamprey_agreed {
     bool served;
     uint64_t id;
     uint64_t max_bytes;
+    uint64_t max_integer_bytes;
     uint64_t one_shot_bytes; /* on the wire, up to which one-shot is the faster algorithm */
     uint32_t nranks;
     uint32_t lanes;

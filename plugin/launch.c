@@ -13,7 +13,8 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
         .lanes = (struct lamprey_lane *)workspace->lane_states,
         .abort = (const uint32_t *)workspace->device_abort,
         .rank = workspace->rank,
-        .flags = way->flags | lamprey_flag_wide(call->send, call->recv, way->bytes) |
+        .flags = way->flags |
+                 lamprey_message_flags(&way->plan, call->send, call->recv, way->bytes) |
                  (lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL ? LAMPREY_FLAG_SIGNAL : 0),
         .op = way->op,
     };

@@ -18,7 +18,8 @@ enum lamprey_algorithm_choice {
 
 struct lamprey_limits {
     uint64_t one_shot_bytes; /* up to here one-shot is faster than two-shot, in bytes on the wire */
-    uint64_t max_bytes;      /* up to here NCCL is slower */
+    uint64_t max_bytes;      /* up to here NCCL is slower: floats */
+    uint64_t max_integer_bytes; /* integers, which take twice their bytes on the wire */
 };
 
 /* nranks: at least 2. */

@@ -167,12 +167,16 @@ TEST(Decide, DependsOnCountTypeAndOperatorAlone)
     lamprey_agreed agreed = {};
     agreed.served = true;
     agreed.max_bytes = 4096;
+    agreed.max_integer_bytes = 1024;
     agreed.nranks = 2;
     EXPECT_EQ(lamprey_decide(&agreed, 2048, ncclBfloat16, ncclSum), LAMPREY_SERVE);
     EXPECT_EQ(lamprey_decide(&agreed, 2049, ncclFloat16, ncclSum), LAMPREY_NOT_SIZE);
     EXPECT_EQ(lamprey_decide(&agreed, 1024, ncclFloat32, ncclSum), LAMPREY_SERVE);
     EXPECT_EQ(lamprey_decide(&agreed, SIZE_MAX, ncclFloat32, ncclSum), LAMPREY_NOT_SIZE);
     EXPECT_EQ(lamprey_decide(&agreed, SIZE_MAX / 2 + 2, ncclFloat16, ncclSum), LAMPREY_NOT_SIZE);
+    EXPECT_EQ(lamprey_decide(&agreed, 1024, ncclUint8, ncclSum), LAMPREY_SERVE);
+    EXPECT_EQ(lamprey_decide(&agreed, 1025, ncclUint8, ncclSum), LAMPREY_NOT_SIZE);
+    EXPECT_EQ(lamprey_decide(&agreed, 129, ncclInt64, ncclSum), LAMPREY_NOT_SIZE);
     EXPECT_EQ(lamprey_decide(&agreed, 0, ncclFloat32, ncclSum), LAMPREY_NOT_EMPTY);
     for (int type = ncclInt8; type <= ncclBfloat16; type++) {
         for (ncclRedOp_t op : {ncclSum, ncclProd, ncclMax, ncclMin, ncclAvg}) {
@@ -230,10 +234,10 @@ TEST(Decide, ChoosesTheMostSpecialKernel)
     EXPECT_EQ(kernel_for(8, LAMPREY_ALGORITHM_ONE_SHOT, 1 << 20, ncclFloat32, ncclSum),
               "lamprey_one_shot_sum_f32_8");
     /* An integer vector takes two cells. */
-    EXPECT_EQ(kernel_for(8, automatic, 48 << 10, ncclFloat16, ncclProd),
-              "lamprey_two_shot_any_f16_n");
-    EXPECT_EQ(kernel_for(8, automatic, 48 << 10, ncclInt8, ncclSum), "lamprey_two_shot_any_i8_n");
-    EXPECT_EQ(kernel_for(8, automatic, 32 << 10, ncclInt8, ncclSum), "lamprey_one_shot_any_i8_n");
+    EXPECT_EQ(kernel_for(8, automatic, 120 << 10, ncclInt8, ncclSum), "lamprey_two_shot_any_i8_n");
+    EXPECT_EQ(kernel_for(8, automatic, 120 << 10, ncclFloat8e4m3, ncclSum),
+              "lamprey_one_shot_any_e4m3_n");
+    EXPECT_EQ(kernel_for(8, automatic, 70 << 10, ncclInt8, ncclSum), "lamprey_one_shot_any_i8_n");
 }
 
 TEST(Decide, HasAKernelForEveryCall)

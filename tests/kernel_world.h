@@ -101,8 +101,6 @@ class KernelWorld : public ::testing::Test {
     {
         close();
         slot_cells_ = slot_cells ? slot_cells : 64 * nranks;
-        CHECK_CU(
-            cuLibraryLoadData(&library_, lamprey_fatbin, nullptr, nullptr, 0, nullptr, nullptr, 0));
         ranks_.resize(nranks);
         for (uint32_t r = 0; r < nranks; r++) {
             open_rank(ranks_[r], (int)r % devices_);
@@ -116,6 +114,11 @@ class KernelWorld : public ::testing::Test {
                                 result == CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED);
                 }
             }
+        }
+        // Loading takes longer than most tests.
+        if (!library()) {
+            CHECK_CU(cuLibraryLoadData(&library(), lamprey_fatbin, nullptr, nullptr, 0, nullptr,
+                                       nullptr, 0));
         }
         CHECK_CU(cuMemHostAlloc((void **)&abort_, 4096,
                                 CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP));
@@ -148,13 +151,19 @@ class KernelWorld : public ::testing::Test {
             cuMemFree(rank.lanes);
             cuMemFree(rank.send);
             cuMemFree(rank.recv);
-            cuDevicePrimaryCtxRelease(rank.device);
+        }
+        if (abort_) {
+            cuMemFreeHost(abort_);
+            abort_ = nullptr;
         }
         ranks_.clear();
-        if (library_) {
-            cuLibraryUnload(library_);
-            library_ = nullptr;
-        }
+    }
+
+    // Contexts and kernels stay until the process ends.
+    static CUlibrary &library()
+    {
+        static CUlibrary loaded = nullptr;
+        return loaded;
     }
 
     uint32_t row_vectors(const Call &call) const
@@ -183,7 +192,7 @@ class KernelWorld : public ::testing::Test {
         params.abort = (const uint32_t *)abort;
         params.rank = r;
         params.op = (uint32_t)call.op; // in the same order
-        params.flags = call.flags | lamprey_flag_wide(params.send, params.recv, bytes) |
+        params.flags = call.flags | lamprey_message_flags(&plan, params.send, params.recv, bytes) |
                        (is_signed(call.type) ? LAMPREY_FLAG_SIGNED : 0);
         lamprey_plan_params(&plan, nranks, slot_cells_, call.count, vectors, &params);
         for (uint32_t peer = 0; peer < nranks; peer++) {
@@ -193,7 +202,7 @@ class KernelWorld : public ::testing::Test {
                                             (lamprey_operator)call.op, nranks);
         ASSERT_GE(index, 0);
         CUkernel kernel = nullptr;
-        CHECK_CU(cuLibraryGetKernel(&kernel, library_, lamprey_kernel_name(index)));
+        CHECK_CU(cuLibraryGetKernel(&kernel, library(), lamprey_kernel_name(index)));
         void *arguments[] = {&params};
         CUlaunchAttribute overlap = {};
         overlap.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -283,7 +292,6 @@ class KernelWorld : public ::testing::Test {
     }
 
     int devices_ = 0;
-    CUlibrary library_ = nullptr;
     uint32_t slot_cells_ = 0;
     std::vector<Rank> ranks_;
     std::vector<bytes> inputs_;

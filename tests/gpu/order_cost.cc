@@ -108,7 +108,8 @@ void launch(int self, size_t bytes, Pdl pdl)
     params.lanes = (lamprey_lane *)rank.lanes;
     params.abort = (const uint32_t *)abort_word;
     params.rank = (uint32_t)self;
-    params.flags = LAMPREY_FLAG_WIDE | (pdl == Pdl::signal ? LAMPREY_FLAG_SIGNAL : 0);
+    params.flags = lamprey_message_flags(&plan, params.send, params.recv, bytes) |
+                   (pdl == Pdl::signal ? LAMPREY_FLAG_SIGNAL : 0);
     lamprey_plan_params(&plan, kRanks, kSlotCells, bytes / 2, vectors, &params);
     for (int peer = 0; peer < kRanks; peer++) {
         params.staging[peer] = (unsigned char *)ranks[peer].staging;
