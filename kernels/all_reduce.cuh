@@ -109,22 +109,33 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
         }
     }
 
-    /* Every 2^16 polls. */
-    LAMPREY_INLINE void look_for_abort(unsigned polls)
+    /* since: when this wait was first looked at; 0 before. */
+    LAMPREY_INLINE void look_for_alarm(unsigned polls, uint64_t &since)
     {
-        if (polls % polls_per_abort_check == 0 && load_relaxed_sys(p.abort) != 0) {
+        if (polls % polls_per_look != 0) {
+            return;
+        }
+        if (load_relaxed_sys(p.alarm + LAMPREY_ALARM_ABORT) != 0) {
             aborted = true;
+        } else if (p.timeout_ms != 0) {
+            const uint64_t now = nanoseconds();
+            since = since == 0 ? now : since;
+            if (now - since > p.timeout_ms * (uint64_t)1000000) {
+                store_relaxed_sys(p.alarm + LAMPREY_ALARM_TIMED_OUT, 1);
+                aborted = true;
+            }
         }
     }
 
     LAMPREY_INLINE vector receive_one(unsigned row, unsigned row_cells, unsigned index)
     {
         vector received = {{0, 0, 0, 0}};
+        uint64_t since = 0;
         for (unsigned polls = 1; !aborted; polls++) {
             if (packet::receive(cell(0, slot, row, row_cells, index), &received)) {
                 break;
             }
-            look_for_abort(polls);
+            look_for_alarm(polls, since);
         }
         return received;
     }
@@ -139,6 +150,7 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
             received[1] = select(p.rank == 0, other, own);
             return;
         }
+        uint64_t since = 0;
         for (unsigned polls = 1; !aborted; polls++) {
             bool complete = true;
 #pragma unroll
@@ -154,7 +166,7 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
             if (complete) {
                 return;
             }
-            look_for_abort(polls);
+            look_for_alarm(polls, since);
         }
     }
 

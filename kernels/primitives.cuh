@@ -25,11 +25,11 @@ struct vector {
 
 namespace lamprey {
 
-/* The abort word lies in host memory. A GPU's reads of it are served one by one, 0.5 to 0.7 us each
+/* The alarm lies in host memory. A GPU's reads of it are served one by one, 0.5 to 0.7 us each
  * (2 x H200), and every waiting warp reads: 0.35 ms for 256 KiB. The wait before the first look
  * must be far longer than that, or a rank that looked is so late that its peers look in the next
  * round, and so on for ever. About 20 ms. */
-constexpr unsigned polls_per_abort_check = 1 << 16;
+constexpr unsigned polls_per_look = 1 << 16;
 
 /* A thread a vector: no loop, and what a thread read stays in its registers. */
 constexpr bool thread_has_one_vector = true;
@@ -129,6 +129,19 @@ LAMPREY_DEVICE uint32_t load_relaxed_sys(const uint32_t *pointer)
     uint32_t value;
     asm volatile("ld.relaxed.sys.global.b32 %0, [%1];" : "=r"(value) : "l"(pointer) : "memory");
     return value;
+}
+
+LAMPREY_DEVICE void store_relaxed_sys(uint32_t *pointer, uint32_t value)
+{
+    asm volatile("st.relaxed.sys.global.b32 [%0], %1;" ::"l"(pointer), "r"(value) : "memory");
+}
+
+/* Of a clock that all multiprocessors share. */
+LAMPREY_DEVICE uint64_t nanoseconds()
+{
+    uint64_t now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
 }
 
 /* Memory that only this rank's kernels touch. pointer: 16-byte aligned. */

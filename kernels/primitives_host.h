@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #define LAMPREY_DEVICE static inline
 #define LAMPREY_INLINE inline /* in a class */
@@ -15,7 +16,7 @@
 
 namespace lamprey {
 
-constexpr unsigned polls_per_abort_check = 256;
+constexpr unsigned polls_per_look = 256;
 
 /* A thread goes over its CTA's vectors in a loop. */
 constexpr bool thread_has_one_vector = false;
@@ -119,6 +120,18 @@ LAMPREY_DEVICE void fence_sys()
 LAMPREY_DEVICE uint32_t load_relaxed_sys(const uint32_t *pointer)
 {
     return __atomic_load_n(pointer, __ATOMIC_RELAXED);
+}
+
+LAMPREY_DEVICE void store_relaxed_sys(uint32_t *pointer, uint32_t value)
+{
+    __atomic_store_n(pointer, value, __ATOMIC_RELAXED);
+}
+
+LAMPREY_DEVICE uint64_t nanoseconds()
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
 LAMPREY_DEVICE vector load(const vector *pointer)

@@ -60,6 +60,9 @@ struct lamprey_lane {
 
 #define LAMPREY_DIRTY_TWO_SHOT 0x80000000u
 
+#define LAMPREY_ALARM_ABORT 0     /* written by the host; non-zero: leave */
+#define LAMPREY_ALARM_TIMED_OUT 1 /* written by a kernel whose time was up */
+
 #define LAMPREY_FLAG_SIGNAL 1u /* let the stream's next kernel start right after our own wait */
 #define LAMPREY_FLAG_WIDE 2u   /* send and recv lie at multiples of 16, and so does their end */
 #define LAMPREY_FLAG_SIGNED 4u /* of integers */
@@ -71,14 +74,16 @@ struct lamprey_lane {
     uint64_t count;             /* elements */                                                     \
     uint64_t vectors;           /* of 16 bytes, the last perhaps not full */                       \
     struct lamprey_lane *lanes; /* this rank's, one per CTA */                                     \
-    const uint32_t *abort;      /* non-zero: leave */                                              \
+    uint32_t *alarm;            /* LAMPREY_ALARM_ words in host memory */                          \
     uint32_t rank;                                                                                 \
     uint32_t nranks;                                                                               \
     uint32_t lane_vectors; /* vectors of a row that a lane moves in a round */                     \
     uint32_t slot_cells;                                                                           \
     uint32_t row_cells[LAMPREY_ALGORITHMS];                                                        \
     uint32_t flags;                                                                                \
-    uint32_t op;                   /* enum lamprey_operator */                                     \
+    uint32_t op;         /* enum lamprey_operator */                                               \
+    uint32_t timeout_ms; /* how long a kernel waits for one vector; 0: for ever */                 \
+    uint32_t reserved;                                                                             \
     unsigned char *staging[ranks]; /* every rank's, as mapped for this rank's GPU */
 
 /* Kernels for 2, 4 and 8 ranks take the first bytes of it, since parameters cost time. */
@@ -96,8 +101,8 @@ struct lamprey_near_params {
 #define LAMPREY_ASSERT _Static_assert
 #endif
 LAMPREY_ASSERT(sizeof(struct lamprey_lane) == 16, "one vector load");
-LAMPREY_ASSERT(sizeof(struct lamprey_near_params) == 144, "the same on host and device");
-LAMPREY_ASSERT(sizeof(struct lamprey_all_reduce_params) == 656, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_near_params) == 152, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_all_reduce_params) == 664, "the same on host and device");
 LAMPREY_ASSERT(offsetof(struct lamprey_all_reduce_params, staging) ==
                    offsetof(struct lamprey_near_params, staging),
                "one begins the other");

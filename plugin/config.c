@@ -73,6 +73,9 @@ static const struct row rows[] = {
            "misses some callers); "
            "auto (text; where code can't be written, got, and then nothing is served)",
            "auto", "text", "got"),
+    NUMBER("LAMPREY_TIMEOUT", "0", timeout, 0, 86400,
+           "Seconds that a call waits for a peer before ncclCommGetAsyncError reports "
+           "ncclRemoteError; 0: for ever, as NCCL does"),
     NUMBER("LAMPREY_STATS", "0", stats, 0, 1,
            "1: print the counters to stderr when the process ends"),
     NUMBER("LAMPREY_SHARE_GPU", "0", share_gpu, 0, 1,

@@ -325,10 +325,18 @@ static ncclResult_t on_CommResume(struct lamprey_nccl *nccl, ncclComm_t comm)
     return LAMPREY_ORIGINAL(nccl, CommResume)(comm);
 }
 
-static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t comm,
+static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t handle,
                                          ncclResult_t *error)
 {
-    return LAMPREY_ORIGINAL(nccl, CommGetAsyncError)(comm, error);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommGetAsyncError)(handle, error);
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
+    if (result == ncclSuccess && *error == ncclSuccess && workspace &&
+        lamprey_workspace_timed_out(workspace)) {
+        *error = ncclRemoteError;
+    }
+    lamprey_comm_release(comm);
+    return result;
 }
 
 /* ---- collectives that stay NCCL's ---- */

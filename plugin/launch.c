@@ -11,12 +11,13 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
         .send = call->send,
         .recv = call->recv,
         .lanes = (struct lamprey_lane *)workspace->lane_states,
-        .abort = (const uint32_t *)workspace->device_abort,
+        .alarm = (uint32_t *)workspace->device_alarm,
         .rank = workspace->rank,
         .flags = way->flags |
                  lamprey_message_flags(&way->plan, call->send, call->recv, way->bytes) |
                  (lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL ? LAMPREY_FLAG_SIGNAL : 0),
         .op = way->op,
+        .timeout_ms = (uint32_t)lamprey_config_get()->timeout * 1000,
     };
     lamprey_plan_params(&way->plan, workspace->nranks, workspace->slot_cells, call->count,
                         way->vectors, params);

@@ -5,18 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ABORT_WORDS 1024 /* a cache line apart; more than programs have communicators */
-#define WORD_STRIDE 16   /* in words */
+#define ALARMS 1024     /* a cache line apart; more than programs have communicators */
+#define ALARM_STRIDE 16 /* in words */
 
-/* Pages of abort words, never freed: freeing pinned memory waits for the whole GPU. */
-struct abort_page {
-    struct abort_page *next;
+/* Pages of alarms, never freed: freeing pinned memory waits for the whole GPU. */
+struct alarm_page {
+    struct alarm_page *next;
     uint32_t *words;
-    bool used[ABORT_WORDS];
+    bool used[ALARMS];
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* of the pages */
-static struct abort_page *pages;
+static struct alarm_page *pages;
 
 /* Released, but perhaps not idle. A stack without a lock, since graphs' destructors push to it from
  * a thread of the driver's. */
@@ -24,12 +24,12 @@ static _Atomic(struct lamprey_workspace *) dead;
 
 static enum lamprey_status add_page(const struct lamprey_driver *driver)
 {
-    struct abort_page *page = calloc(1, sizeof *page);
+    struct alarm_page *page = calloc(1, sizeof *page);
     if (!page) {
         return LAMPREY_ERROR_MEMORY;
     }
     enum lamprey_status status = lamprey_driver_check(
-        driver->MemHostAlloc((void **)&page->words, ABORT_WORDS * WORD_STRIDE * sizeof(uint32_t),
+        driver->MemHostAlloc((void **)&page->words, ALARMS * ALARM_STRIDE * sizeof(uint32_t),
                              CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
         "cuMemHostAlloc");
     if (status) {
@@ -41,42 +41,43 @@ static enum lamprey_status add_page(const struct lamprey_driver *driver)
     return LAMPREY_OK;
 }
 
-static atomic_uint *find_free_word(void)
+static atomic_uint *find_free_alarm(void)
 {
-    for (struct abort_page *page = pages; page; page = page->next) {
-        for (int i = 0; i < ABORT_WORDS; i++) {
+    for (struct alarm_page *page = pages; page; page = page->next) {
+        for (int i = 0; i < ALARMS; i++) {
             if (!page->used[i]) {
                 page->used[i] = true;
-                return (atomic_uint *)(page->words + i * WORD_STRIDE);
+                return (atomic_uint *)(page->words + i * ALARM_STRIDE);
             }
         }
     }
     return NULL;
 }
 
-static enum lamprey_status take_abort_word(const struct lamprey_driver *driver, atomic_uint **word)
+static enum lamprey_status take_alarm(const struct lamprey_driver *driver, atomic_uint **word)
 {
     enum lamprey_status status = LAMPREY_OK;
     pthread_mutex_lock(&mutex);
-    *word = find_free_word();
+    *word = find_free_alarm();
     if (!*word) {
         status = add_page(driver);
-        *word = find_free_word();
+        *word = find_free_alarm();
     }
     pthread_mutex_unlock(&mutex);
     if (*word) {
-        atomic_store(*word, 0);
+        atomic_store(&(*word)[LAMPREY_ALARM_ABORT], 0);
+        atomic_store(&(*word)[LAMPREY_ALARM_TIMED_OUT], 0);
     }
     return status;
 }
 
-static void return_abort_word(atomic_uint *word)
+static void return_alarm(atomic_uint *word)
 {
     pthread_mutex_lock(&mutex);
-    for (struct abort_page *page = pages; page; page = page->next) {
+    for (struct alarm_page *page = pages; page; page = page->next) {
         ptrdiff_t offset = (uint32_t *)word - page->words;
-        if (offset >= 0 && offset < ABORT_WORDS * WORD_STRIDE) {
-            page->used[offset / WORD_STRIDE] = false;
+        if (offset >= 0 && offset < ALARMS * ALARM_STRIDE) {
+            page->used[offset / ALARM_STRIDE] = false;
         }
     }
     pthread_mutex_unlock(&mutex);
@@ -95,8 +96,8 @@ static void destroy(struct lamprey_workspace *workspace)
     if (workspace->join) {
         device->driver->EventDestroy(workspace->join);
     }
-    if (workspace->abort) {
-        return_abort_word(workspace->abort);
+    if (workspace->alarm) {
+        return_alarm(workspace->alarm);
     }
     free(workspace);
 }
@@ -111,10 +112,10 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
     const struct lamprey_driver *driver = workspace->device->driver;
     const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
     const size_t bytes = lamprey_workspace_bytes(workspace->lanes, workspace->slot_cells);
-    enum lamprey_status status = take_abort_word(driver, &workspace->abort);
+    enum lamprey_status status = take_alarm(driver, &workspace->alarm);
     if (!status) {
         status = lamprey_driver_check(
-            driver->MemHostGetDevicePointer(&workspace->device_abort, workspace->abort, 0),
+            driver->MemHostGetDevicePointer(&workspace->device_alarm, workspace->alarm, 0),
             "cuMemHostGetDevicePointer");
     }
     if (!status) {
@@ -239,5 +240,10 @@ void lamprey_workspace_reap(void)
 
 void lamprey_workspace_abort(struct lamprey_workspace *workspace)
 {
-    atomic_store(workspace->abort, 1);
+    atomic_store(&workspace->alarm[LAMPREY_ALARM_ABORT], 1);
+}
+
+bool lamprey_workspace_timed_out(const struct lamprey_workspace *workspace)
+{
+    return atomic_load(&workspace->alarm[LAMPREY_ALARM_TIMED_OUT]) != 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The device memory of a served communicator: own staging memory, the peers' as mapped here, lane
- * states, abort word. It outlives the communicator while a CUDA graph that uses it exists. */
+ * states, alarm. It outlives the communicator while a CUDA graph that uses it exists. */
 #ifndef LAMPREY_PLUGIN_WORKSPACE_H
 #define LAMPREY_PLUGIN_WORKSPACE_H
 
@@ -20,8 +20,8 @@ struct lamprey_workspace {
     struct lamprey_memory own;
     struct lamprey_memory peers[LAMPREY_MAX_RANKS]; /* own rank's entry unused */
     CUdeviceptr lane_states;
-    atomic_uint *abort;       /* host view */
-    CUdeviceptr device_abort; /* the kernels' view */
+    atomic_uint *alarm;       /* host view */
+    CUdeviceptr device_alarm; /* the kernels' view */
     CUevent serial;           /* recorded after the communicator's latest work; order.h */
     CUevent join;             /* joins the streams of a group; group.c */
 };
@@ -53,5 +53,8 @@ void lamprey_workspace_reap(void);
 
 /* Makes kernels in flight leave. Async-signal-safe: one store. */
 void lamprey_workspace_abort(struct lamprey_workspace *workspace);
+
+/* Has a kernel left because a peer didn't come within LAMPREY_TIMEOUT? */
+bool lamprey_workspace_timed_out(const struct lamprey_workspace *workspace);
 
 #endif

@@ -122,7 +122,8 @@ class KernelWorld : public ::testing::Test {
         }
         CHECK_CU(cuMemHostAlloc((void **)&abort_, 4096,
                                 CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP));
-        __atomic_store_n(abort_, 0u, __ATOMIC_RELAXED);
+        memset(abort_, 0, 4096);
+        timeout_ms_ = 0;
     }
 
     void open_rank(Rank &rank, int ordinal)
@@ -189,9 +190,10 @@ class KernelWorld : public ::testing::Test {
         CUdeviceptr abort = 0;
         CHECK_CU(cuCtxSetCurrent(rank.context));
         CHECK_CU(cuMemHostGetDevicePointer(&abort, abort_, 0));
-        params.abort = (const uint32_t *)abort;
+        params.alarm = (uint32_t *)abort;
         params.rank = r;
         params.op = (uint32_t)call.op; // in the same order
+        params.timeout_ms = timeout_ms_;
         params.flags = call.flags | lamprey_message_flags(&plan, params.send, params.recv, bytes) |
                        (is_signed(call.type) ? LAMPREY_FLAG_SIGNED : 0);
         lamprey_plan_params(&plan, nranks, slot_cells_, call.count, vectors, &params);
@@ -295,7 +297,8 @@ class KernelWorld : public ::testing::Test {
     uint32_t slot_cells_ = 0;
     std::vector<Rank> ranks_;
     std::vector<bytes> inputs_;
-    uint32_t *abort_ = nullptr;
+    uint32_t *abort_ = nullptr; // the alarm
+    uint32_t timeout_ms_ = 0;
 };
 
 } // namespace lamprey_test

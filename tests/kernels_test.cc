@@ -254,4 +254,28 @@ TEST_F(TwoRanks, LeaveWhenAborted)
     }
 }
 
+// Of the peers that did come the data is there; the kernel leaves all the same, and says so.
+TEST_F(TwoRanks, LeaveWhenTimeIsUp)
+{
+    for (uint32_t nranks : {2u, 3u}) {
+        open(nranks);
+        const Call call = {LAMPREY_REFERENCE_BF16, 3000};
+        run(call, data_kind::numbers, 1);
+        EXPECT_EQ(abort_[LAMPREY_ALARM_TIMED_OUT], 0u);
+        timeout_ms_ = 200;
+        upload(call, data_kind::numbers, 2);
+        synchronize();
+        const auto start = std::chrono::steady_clock::now();
+        for (uint32_t r = 1; r < nranks; r++) { // rank 0 never comes
+            launch(r, call);
+        }
+        synchronize();
+        const auto waited = std::chrono::steady_clock::now() - start;
+        EXPECT_GE(waited, std::chrono::milliseconds(200));
+        EXPECT_LT(waited, std::chrono::seconds(5));
+        EXPECT_EQ(__atomic_load_n(&abort_[LAMPREY_ALARM_TIMED_OUT], __ATOMIC_ACQUIRE), 1u);
+        EXPECT_EQ(abort_[LAMPREY_ALARM_ABORT], 0u);
+    }
+}
+
 } // namespace

@@ -453,6 +453,31 @@ TEST_P(ServingByAlgorithm, TakesEveryTypeAndOperator)
 INSTANTIATE_TEST_SUITE_P(Algorithms, ServingByAlgorithm,
                          ::testing::Values("auto", "one_shot", "two_shot"));
 
+TEST_F(Serving, ReportsAPeerThatNeverComes)
+{
+    setenv("LAMPREY_TIMEOUT", "1", 1);
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
+        ncclResult_t error = ncclInternalError;
+        REQUIRE(ncclCommGetAsyncError(self.comm, &error) == ncclSuccess && error == ncclSuccess);
+        if (rank == 0) {
+            REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 100, ncclBfloat16, ncclSum,
+                                  self.comm, (cudaStream_t)self.stream) == ncclSuccess);
+            for (int tenths = 0; tenths < 100 && error == ncclSuccess; tenths++) {
+                usleep(100000);
+                REQUIRE(ncclCommGetAsyncError(self.comm, &error) == ncclSuccess);
+            }
+            REQUIRE(error == ncclRemoteError);
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        }
+        meet(2);
+        REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+    });
+    unsetenv("LAMPREY_TIMEOUT");
+}
+
 TEST_F(Serving, GivesNcclsErrors)
 {
     processes(2, [](int rank) {

@@ -106,7 +106,7 @@ void launch(int self, size_t bytes, Pdl pdl)
     params.send = (void *)rank.send;
     params.recv = (void *)rank.recv;
     params.lanes = (lamprey_lane *)rank.lanes;
-    params.abort = (const uint32_t *)abort_word;
+    params.alarm = (uint32_t *)abort_word;
     params.rank = (uint32_t)self;
     params.flags = lamprey_message_flags(&plan, params.send, params.recv, bytes) |
                    (pdl == Pdl::signal ? LAMPREY_FLAG_SIGNAL : 0);
