@@ -1,174 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// lamprey doctor as a user runs it: what it says where all is well, and where each thing is not.
-#include <gtest/gtest.h>
+// What lamprey doctor says where all is well, and where each thing is not.
 #include <pwd.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
-#include <map>
-#include <regex>
-#include <string>
-
+#include "tests/doctor/doctor_fixture.h"
 #include "tools/doctor/gpu.h"
 
 namespace {
-
-int shell(const std::string &command)
-{
-    return system(command.c_str());
-}
-
-std::string read_file(const std::string &path)
-{
-    std::ifstream in(path, std::ios::binary);
-    EXPECT_TRUE(in.good()) << path;
-    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-void write_file(const std::string &path, const std::string &text)
-{
-    unlink(path.c_str());
-    std::ofstream(path, std::ios::binary) << text;
-}
-
-std::string replace(const std::string &text, const std::string &what, const std::string &with)
-{
-    return std::regex_replace(text, std::regex(what), with);
-}
-
-class DoctorTest : public testing::Test {
-  protected:
-    static void SetUpTestSuite()
-    {
-        shared_ = testing::TempDir() + "doctor";
-        ASSERT_EQ(0, shell("rm -rf " + shared_ + " && mkdir -p " + shared_));
-        ASSERT_EQ(0, shell("tools/install --from . " + shared_ + "/prefix"));
-    }
-
-    void SetUp() override
-    {
-        here_ = getenv("PWD");
-        scratch_ = shared_ + "/" + testing::UnitTest::GetInstance()->current_test_info()->name();
-        prefix_ = scratch_ + "/prefix";
-        root_ = scratch_ + "/root";
-        libraries_ = scratch_ + "/libraries";
-        ASSERT_EQ(0, shell("mkdir -p " + root_ + "/dev/shm " + root_ + "/etc " + libraries_ + " " +
-                           scratch_ + "/bin && cp -a " + shared_ + "/prefix " + prefix_));
-        /* Found before the machine's. */
-        for (const char *name : {"libcuda.so.1", "libnccl.so.2"}) {
-            copy(std::string("tests/emulator/") + name, libraries_ + "/" + name);
-        }
-        copy("tests/libfake_nvml.so", libraries_ + "/libnvidia-ml.so.1");
-        write_program("python3", "exit 1");
-        variables_["PATH"] = scratch_ + "/bin:/usr/bin:/bin";
-        variables_["LD_LIBRARY_PATH"] = libraries_;
-        variables_["LAMPREY_TEST_ROOT"] = root_;
-        variables_["LAMPREY_TOPOLOGY"] = here_ + "/tests/fixtures/emulator-8.xml";
-        variables_["LAMPREY_EMULATOR_GPUS"] = "4";
-    }
-
-    void TearDown() override
-    {
-        shell("rm -rf " + scratch_);
-    }
-
-    static void copy(const std::string &from, const std::string &to)
-    {
-        ASSERT_EQ(0, shell("cp -Lf " + from + " " + to + " && chmod u+w " + to)) << from;
-    }
-
-    void write_program(const std::string &name, const std::string &script)
-    {
-        std::string path = scratch_ + "/bin/" + name;
-        write_file(path, "#!/bin/sh\n" + script + "\n");
-        chmod(path.c_str(), 0755);
-    }
-
-    /* The topology of the emulator with a change, for all of its GPUs or the first. */
-    void change_topology(const std::string &what, const std::string &with, bool everywhere = true)
-    {
-        std::string xml = read_file("tests/fixtures/emulator-8.xml");
-        auto flags = everywhere ? std::regex_constants::format_default
-                                : std::regex_constants::format_first_only;
-        std::string changed = std::regex_replace(xml, std::regex(what), with, flags);
-        ASSERT_NE(xml, changed);
-        write_file(scratch_ + "/topology.xml", changed);
-        variables_["LAMPREY_TOPOLOGY"] = scratch_ + "/topology.xml";
-    }
-
-    /* What the doctor prints, and its exit status. */
-    void examine(const std::string &arguments = "")
-    {
-        std::string command = "env -i";
-        for (const auto &variable : variables_) {
-            command += " '" + variable.first + "=" + variable.second + "'";
-        }
-        command += " " + prefix_ + "/bin/lamprey doctor " + arguments + " 2>&1";
-        FILE *pipe = popen(command.c_str(), "r");
-        ASSERT_NE(nullptr, pipe);
-        output_.clear();
-        char buffer[4096];
-        for (size_t n; (n = fread(buffer, 1, sizeof(buffer), pipe)) > 0;) {
-            output_.append(buffer, n);
-        }
-        int status = pclose(pipe);
-        status_ = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    }
-
-    /* pattern: a whole line, as a regular expression. */
-    void expect_line(const std::string &grade, const std::string &check, const std::string &pattern)
-    {
-        std::string line = grade + std::string(7 - grade.size(), ' ') + check +
-                           std::string(10 - check.size(), ' ') + pattern;
-        EXPECT_TRUE(std::regex_search("\n" + output_, std::regex("\n" + line + "\n")))
-            << line << "\n"
-            << output_;
-    }
-
-    void expect_remedy(const std::string &pattern)
-    {
-        EXPECT_TRUE(std::regex_search(output_, std::regex("\n {17}-> .*" + pattern))) << output_;
-    }
-
-    void expect_fine()
-    {
-        EXPECT_EQ(0, status_) << output_;
-        EXPECT_EQ(std::string::npos, output_.find("WRONG")) << output_;
-    }
-
-    void expect_wrong(const std::string &check, const std::string &pattern,
-                      const std::string &remedy)
-    {
-        EXPECT_EQ(1, status_) << output_;
-        expect_line("WRONG", check, pattern);
-        expect_remedy(remedy);
-    }
-
-    void expect_note(const std::string &check, const std::string &pattern,
-                     const std::string &remedy)
-    {
-        EXPECT_EQ(0, status_) << output_;
-        expect_line("note", check, pattern);
-        expect_remedy(remedy);
-    }
-
-    static std::string shared_;
-    std::string here_;
-    std::string scratch_;
-    std::string prefix_;
-    std::string root_;
-    std::string libraries_;
-    std::map<std::string, std::string> variables_;
-    std::string output_;
-    int status_ = -1;
-};
-
-std::string DoctorTest::shared_;
 
 TEST_F(DoctorTest, FindsNothingWrong)
 {
@@ -177,6 +14,7 @@ TEST_F(DoctorTest, FindsNothingWrong)
     expect_line("ok", "install", "Lamprey [0-9.]+ in " + prefix_);
     expect_line("ok", "driver", "CUDA 13\\.0 \\(Lamprey was built with [0-9.]+\\)");
     expect_line("ok", "gpus", "4 GPUs visible, the first .* \\(sm 9\\.0\\)");
+    expect_line("ok", "kernels", "they load on all 4 GPUs");
     expect_line("ok", "nvml", "driver 1\\.2\\.3");
     expect_line("ok", "hwloc", "the topology of .*/emulator-8\\.xml is read");
     expect_line("ok", "nvlink", "all 4 GPUs reach each other \\(GPU 0: 18 links\\)");
@@ -287,6 +125,14 @@ TEST_F(DoctorTest, KnowsGpusThatDoNotAnswer)
     examine();
     expect_wrong("gpus", "the GPUs can't be asked: cuDeviceGetName gives CUDA_ERROR_UNKNOWN",
                  "Xid");
+}
+
+TEST_F(DoctorTest, KnowsGpusWithoutKernels)
+{
+    variables_["LAMPREY_EMULATOR_FAIL"] = "cuLibraryLoadData:1:209";
+    examine();
+    expect_wrong("kernels", "GPU 0, .* \\(sm 9\\.0\\): the driver can't load the kernels",
+                 "sm 8\\.0 is the oldest");
 }
 
 TEST_F(DoctorTest, MissesNvml)
@@ -596,78 +442,6 @@ TEST_F(DoctorTest, JudgesSettings)
     expect_note("settings", "2 of Lamprey's settings make no sense \\(named above\\): not used",
                 "lamprey settings");
     EXPECT_NE(std::string::npos, output_.find("LAMPREY_MAX_BYTES=much makes no sense")) << output_;
-}
-
-TEST_F(DoctorTest, RunsAProgramAndCounts)
-{
-    const std::string demo =
-        "-- " + here_ + "/tests/programs/all_reduce_demo --no-times --exact --max-bytes=4096";
-    examine(demo);
-    expect_fine();
-    expect_line("ok", "run",
-                "[1-9][0-9]* all-reduces served in 4 processes, [1-9][0-9]* of them captured");
-    EXPECT_NE(std::string::npos, output_.find("result\t")) << output_;
-    EXPECT_EQ(std::string::npos, output_.find("lamprey stats")) << output_;
-    EXPECT_EQ(std::string::npos, output_.find("INFO")) << output_;
-    EXPECT_EQ(std::string::npos, output_.find("nothing in this environment")) << output_;
-
-    variables_["LAMPREY_MAX_BYTES"] = "1K";
-    examine(demo);
-    expect_fine();
-    expect_line("ok", "run",
-                "[1-9][0-9]* left to NCCL: larger than the limit \\(LAMPREY_MAX_BYTES\\)");
-
-    variables_["NCCL_P2P_LEVEL"] = "LOC";
-    examine(demo);
-    expect_wrong("run", "0 all-reduces served in 4 processes, 0 of them captured", "why");
-    expect_line("ok", "run", "[1-9][0-9]* left to NCCL: on communicators that aren't served");
-    expect_line("note", "run", "a communicator is left to NCCL: rank 0: NCCL_P2P_LEVEL=LOC");
-}
-
-TEST_F(DoctorTest, RunsAProgramByTheDoorThatIsOpen)
-{
-    const std::string demo =
-        "-- " + here_ + "/tests/programs/all_reduce_demo --no-times --max-bytes=4096";
-    variables_["NCCL_TUNER_PLUGIN"] = prefix_ + "/lib/liblamprey.so";
-    examine(demo);
-    expect_fine();
-    expect_line("ok", "switch", "NCCL_TUNER_PLUGIN=.* leads to .*");
-    /* Here NCCL lends its log: reasons are read from there. */
-    variables_["NCCL_CHECK_POINTERS"] = "1";
-    examine(demo);
-    expect_line("note", "run",
-                "a communicator is left to NCCL: rank 0: NCCL_CHECK_POINTERS is set");
-    /* A log of the user's own is left alone, and stays where it goes. */
-    variables_["NCCL_DEBUG"] = "INFO";
-    variables_["NCCL_DEBUG_FILE"] = scratch_ + "/log.%p";
-    examine(demo);
-    EXPECT_EQ(0, shell("grep -q 'is left to NCCL' " + scratch_ + "/log.*"));
-}
-
-TEST_F(DoctorTest, JudgesHowAProgramEnds)
-{
-    examine("-- true");
-    expect_wrong("run", "no process of the program loaded Lamprey.*", "does it use NCCL");
-    examine("-- sh -c 'echo to the user >&2; exit 7'");
-    expect_wrong("run", "sh ended with status 7", "without Lamprey");
-    EXPECT_NE(std::string::npos, output_.find("\nto the user\n")) << output_;
-    examine("-- sh -c 'kill -9 $$'");
-    expect_wrong("run", "sh ended by signal 9", "without Lamprey");
-    examine("-- /nonexistent/program");
-    expect_wrong("run", "/nonexistent/program ended with status 127", "without Lamprey");
-    examine("-- sh -c 'echo lamprey stats: pid=1 served=3 served_captured=1 fallback_type=2 "
-            "failed=4 >&2'");
-    expect_wrong("run", "4 calls failed after they had started", "report");
-    expect_line("ok", "run", "3 all-reduces served in 1 process, 1 of them captured");
-    expect_line("ok", "run", "2 left to NCCL: of data types that aren't served");
-}
-
-/* What a program leaves behind doesn't keep the doctor waiting. */
-TEST_F(DoctorTest, WaitsForNoDaemon)
-{
-    examine("-- sh -c 'sleep 30 >/dev/null & echo lamprey stats: pid=1 served=1 >&2'");
-    expect_fine();
-    expect_line("ok", "run", "1 all-reduce served in 1 process, 0 of them captured");
 }
 
 CUresult lose(CUdeviceptr, CUdeviceptr, size_t)

@@ -19,7 +19,7 @@
 #define CHECK "run"
 
 enum {
-    MAX_REASONS = 16,
+    MAX_TEXTS = 16,
     PATIENCE_MS = 1000, /* for processes that the program has left behind */
 };
 
@@ -41,23 +41,36 @@ static const struct {
     {"fallback_closed", "on communicators that are finalized, revoked or aborted"},
 };
 
+/* Different texts, the first MAX_TEXTS. */
+struct texts {
+    char *text[MAX_TEXTS];
+    size_t n;
+};
+
 struct outcome {
     uint64_t counters[LAMPREY_COUNTS];
     size_t processes;
-    char *reasons[MAX_REASONS];
-    size_t nreasons;
-    bool quiet; /* the log was asked for by us: its lines aren't shown */
+    struct texts reasons; /* why communicators were left to NCCL */
+    struct texts ways;    /* by which the library came into processes */
+    bool quiet;           /* the log was asked for by us: its lines aren't shown */
 };
 
-static void add_reason(struct outcome *outcome, const char *reason)
+static void add_text(struct texts *texts, const char *text)
 {
-    for (size_t i = 0; i < outcome->nreasons; i++) {
-        if (strcmp(outcome->reasons[i], reason) == 0) {
+    for (size_t i = 0; i < texts->n; i++) {
+        if (strcmp(texts->text[i], text) == 0) {
             return;
         }
     }
-    if (outcome->nreasons < MAX_REASONS) {
-        outcome->reasons[outcome->nreasons++] = strdup(reason);
+    if (texts->n < MAX_TEXTS) {
+        texts->text[texts->n++] = strdup(text);
+    }
+}
+
+static void free_texts(struct texts *texts)
+{
+    for (size_t i = 0; i < texts->n; i++) {
+        free(texts->text[i]);
     }
 }
 
@@ -72,17 +85,27 @@ static void add_counters(struct outcome *outcome, const char *line)
     }
 }
 
+/* What stands behind the words in a line of Lamprey's log. */
+static const char *behind(const char *line, const char *words)
+{
+    const char *lamprey = strstr(line, "Lamprey");
+    const char *at = lamprey != NULL ? strstr(lamprey, words) : NULL;
+    return at != NULL ? at + strlen(words) : NULL;
+}
+
 /* Whether the line was meant for the doctor alone. line has no end of line. */
 static bool take_line(struct outcome *outcome, const char *line)
 {
-    static const char left[] = " is left to NCCL: ";
-    const char *reason = strstr(line, left);
+    const char *reason = behind(line, " is left to NCCL: ");
+    const char *way = behind(line, ", through the ");
     if (strncmp(line, "lamprey stats: ", 15) == 0) {
         add_counters(outcome, line);
         return true;
     }
-    if (reason != NULL && strstr(line, "Lamprey") != NULL) {
-        add_reason(outcome, reason + sizeof(left) - 1);
+    if (reason != NULL) {
+        add_text(&outcome->reasons, reason);
+    } else if (way != NULL) {
+        add_text(&outcome->ways, way);
     }
     return outcome->quiet && strstr(line, " Lamprey INFO ") != NULL;
 }
@@ -238,9 +261,12 @@ static void say_outcome(const struct outcome *outcome)
         doctor_say(DOCTOR_OK, CHECK, NULL, "%llu left to NCCL: %s", (unsigned long long)counters[i],
                    text);
     }
-    for (size_t i = 0; i < outcome->nreasons; i++) {
+    for (size_t i = 0; i < outcome->ways.n; i++) {
+        doctor_say(DOCTOR_OK, CHECK, NULL, "Lamprey came in through the %s", outcome->ways.text[i]);
+    }
+    for (size_t i = 0; i < outcome->reasons.n; i++) {
         doctor_say(DOCTOR_NOTE, CHECK, "see README, Troubleshooting",
-                   "a communicator is left to NCCL: %s", outcome->reasons[i]);
+                   "a communicator is left to NCCL: %s", outcome->reasons.text[i]);
     }
     if (counters[LAMPREY_COUNT_failed] > 0) {
         doctor_say(DOCTOR_WRONG, CHECK, "run it with NCCL_DEBUG=INFO and report what it says",
@@ -285,7 +311,6 @@ void doctor_check_command(const struct doctor_place *place, char *const *command
                    command[0], WEXITSTATUS(status));
     }
     say_outcome(&outcome);
-    for (size_t i = 0; i < outcome.nreasons; i++) {
-        free(outcome.reasons[i]);
-    }
+    free_texts(&outcome.reasons);
+    free_texts(&outcome.ways);
 }

@@ -12,6 +12,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "plugin/device.h"
 #include "tools/doctor/checks.h"
 #include "tools/doctor/gpu.h"
 #include "tools/doctor/report.h"
@@ -87,6 +88,28 @@ static bool check_gpus(struct machine *machine)
         }
     }
     return true;
+}
+
+/* By the plugin's own way: whether this Lamprey has kernels for the GPUs, and they load. */
+static void check_kernels(const struct machine *machine)
+{
+    size_t good = 0;
+    for (size_t i = 0; i < machine->ngpus; i++) {
+        struct lamprey_device *device = NULL;
+        char reason[160] = "the GPU can't be opened";
+        if (lamprey_device_get((int)i, &device) == LAMPREY_OK &&
+            lamprey_device_load_kernels(device, reason, sizeof(reason)) == LAMPREY_OK) {
+            good++;
+        } else {
+            doctor_say(
+                DOCTOR_WRONG, "kernels",
+                "sm 8.0 is the oldest that is served; free the GPU's memory; update the driver",
+                "GPU %zu, %s (sm %s): %s", i, machine->gpus[i].name, machine->gpus[i].sm, reason);
+        }
+    }
+    if (good == machine->ngpus) {
+        doctor_say(DOCTOR_OK, "kernels", NULL, "they load on all %zu GPUs", good);
+    }
 }
 
 static void check_nvml(void)
@@ -310,6 +333,9 @@ void doctor_check_machine(const struct doctor_place *place)
 {
     struct machine machine = {0};
     bool has_gpus = check_driver(&machine) && check_gpus(&machine);
+    if (has_gpus) {
+        check_kernels(&machine);
+    }
     check_nvml();
     lamprey_topology_describe describe = open_topology(place);
     if (has_gpus && describe != NULL && describe_gpus(&machine, describe) && machine.ngpus > 1) {
