@@ -1,288 +1,244 @@
 // SPDX-License-Identifier: Apache-2.0
-// An explicit-state check of the lane protocol (kernels/protocol.h): one lane of two ranks, a few
-// rounds of all sizes, every order in which relaxed stores may reach memory. Sanitizers can't see
-// such orders; hardware shows them rarely. Each rule that the design gives is also broken once, to
-// know that the check would see it.
-#include <gtest/gtest.h>
-#include <stdint.h>
-#include <string.h>
+// The lane protocol, checked for every order in which relaxed stores may reach memory. Sanitizers
+// can't see such orders; hardware shows them rarely. Each rule is also broken once, to know that
+// the checks would see it.
+#include "tests/protocol_model.h"
 
-#include <algorithm>
-#include <string>
-#include <unordered_set>
-#include <vector>
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace lamprey_model {
+
+void PrintTo(Broken rule, std::ostream *out)
+{
+    *out << "rule " << (int)rule;
+}
 
 namespace {
 
-constexpr int kRanks = 2;
-constexpr int kMaxSlots = 4;
-constexpr int kWords = 2; // of a lane's piece of a slot, as many as the largest message has
-constexpr uint8_t kEmpty = 0;
+constexpr lamprey_algorithm kOne = LAMPREY_ONE_SHOT;
+constexpr lamprey_algorithm kTwo = LAMPREY_TWO_SHOT;
+constexpr Packet kWords = Packet::words;
+constexpr Packet kDoubles = Packet::doubles;
+constexpr Packet kFlagged = Packet::flagged;
 
-struct Rules {
-    int slots = 3;
-    int clear_age = 1;                // rounds between the use of a slot and its clearing
-    bool clear_what_was_dirty = true; // else only as much as the current round uses
-    bool fence_between_rounds = true; // the kernel boundary
-    bool idle_rounds_rest =
-        true; // else a lane that moves nothing takes a slot all the same, without clearing
+constexpr Call kSmall = {kOne, kWords, 1, 1};
+constexpr Call kDouble = {kOne, kDoubles, 1, 1};
+constexpr Call kInteger = {kOne, kFlagged, 1, 1};
+constexpr Call kSharded = {kTwo, kWords, 2, 1};
+constexpr Call kIdle = {kOne, kWords, 0, 1};
+
+// Kernels of one thread a rank: sizes, layouts and packets of all sorts.
+constexpr Call kKernels[] = {
+    kSmall,
+    kInteger,
+    kIdle,
+    {kTwo, kWords, 2, 1},
+    {kOne, kWords, 2, 2},   // a larger one
+    {kTwo, kFlagged, 1, 1}, // rows of two cells; the last rank has no shard
+    {kOne, kDoubles, 3, 1}, // three rounds
+    {kTwo, kDoubles, 4, 1}, // two rounds
 };
 
-struct Store {
-    uint8_t target;
-    uint8_t slot;
-    uint8_t word;
-    uint8_t value;
-
-    bool same_place(const Store &other) const
-    {
-        return target == other.target && slot == other.slot && word == other.word;
-    }
-};
-
-enum Phase : uint8_t { kPush, kClear, kPoll, kBoundary };
-
-struct Rank {
-    uint8_t round = 0;
-    Phase phase = kPush;
-    uint8_t polled = 0;
-    uint8_t slot = 0;
-    uint8_t dirty[kMaxSlots] = {}; // what each slot was last used for
-    uint8_t memory[kMaxSlots][kWords] = {};
-    std::vector<Store> in_flight; // issued, not yet in memory; in program order
-};
-
-struct State {
-    Rank ranks[kRanks];
-
-    std::string key() const
-    {
-        std::string text;
-        for (const Rank &rank : ranks) {
-            text += (char)rank.round;
-            text += (char)rank.phase;
-            text += (char)rank.polled;
-            text += (char)rank.slot;
-            text.append((const char *)rank.dirty, sizeof rank.dirty);
-            text.append((const char *)rank.memory, sizeof rank.memory);
-            text += (char)rank.in_flight.size();
-            for (const Store &store : rank.in_flight) {
-                text.append((const char *)&store, sizeof store);
-            }
-        }
-        return text;
-    }
-};
-
-class Model {
-  public:
-    Model(const Rules &rules, std::vector<int> sizes) : rules_(rules), sizes_(std::move(sizes))
-    {
-    }
-
-    // "" if every execution ends with every rank having read what its peer sent.
-    std::string check()
-    {
-        std::vector<State> todo(1);
-        std::unordered_set<std::string> seen{todo[0].key()};
-        while (!todo.empty()) {
-            const State state = todo.back();
-            todo.pop_back();
-            std::vector<State> next;
-            for (int rank = 0; rank < kRanks; rank++) {
-                step(state, rank, next);
-                perform(state, rank, next);
-            }
-            if (!error_.empty()) {
-                return error_;
-            }
-            if (next.empty() && !finished(state)) {
-                return "stuck in round " + std::to_string(state.ranks[0].round) + " and " +
-                       std::to_string(state.ranks[1].round);
-            }
-            for (const State &candidate : next) {
-                if (seen.insert(candidate.key()).second) {
-                    todo.push_back(candidate);
-                }
-            }
-        }
-        states_ = seen.size();
-        return "";
-    }
-
-    size_t states() const
-    {
-        return states_;
-    }
-
-  private:
-    static uint8_t token(int sender, int round, int word)
-    {
-        return (uint8_t)(1 + sender + kRanks * (word + kWords * round));
-    }
-
-    bool finished(const State &state) const
-    {
-        return std::all_of(std::begin(state.ranks), std::end(state.ranks),
-                           [&](const Rank &rank) { return rank.round == sizes_.size(); });
-    }
-
-    // The next step of the rank's program, if it can be taken.
-    void step(const State &state, int self, std::vector<State> &next)
-    {
-        State after = state;
-        Rank &rank = after.ranks[self];
-        if (rank.round == sizes_.size()) {
-            return;
-        }
-        const int size = sizes_[rank.round];
-        if (size == 0 && rules_.idle_rounds_rest) {
-            rank.round++;
-            next.push_back(after);
-            return;
-        }
-        switch (rank.phase) {
-        case kPush:
-            for (int word = 0; word < size; word++) {
-                rank.in_flight.push_back(
-                    {(uint8_t)(1 - self), rank.slot, (uint8_t)word, token(self, rank.round, word)});
-            }
-            rank.phase = kClear;
-            break;
-        case kClear: {
-            const int old = (rank.slot + rules_.slots - rules_.clear_age) % rules_.slots;
-            const int length = size == 0 ? 0 : rules_.clear_what_was_dirty ? rank.dirty[old] : size;
-            for (int word = 0; word < length; word++) {
-                rank.in_flight.push_back({(uint8_t)self, (uint8_t)old, (uint8_t)word, kEmpty});
-            }
-            rank.phase = kPoll;
-            break;
-        }
-        case kPoll:
-            if (rank.polled < size) {
-                const uint8_t value = rank.memory[rank.slot][rank.polled];
-                if (value == kEmpty) {
-                    return;
-                }
-                if (value != token(1 - self, rank.round, rank.polled)) {
-                    error_ = "rank " + std::to_string(self) +
-                             " reads another round's word in round " + std::to_string(rank.round);
-                    return;
-                }
-                rank.polled++;
-            } else {
-                rank.phase = kBoundary;
-            }
-            break;
-        case kBoundary:
-            if (rules_.fence_between_rounds && !rank.in_flight.empty()) {
-                return;
-            }
-            rank.dirty[rank.slot] = (uint8_t)size;
-            rank.slot = (uint8_t)((rank.slot + 1) % rules_.slots);
-            rank.polled = 0;
-            rank.phase = kPush;
-            rank.round++;
-            break;
-        }
-        next.push_back(after);
-    }
-
-    // Any issued store may reach memory next, but stores of one rank to one place stay in order.
-    static void perform(const State &state, int self, std::vector<State> &next)
-    {
-        const std::vector<Store> &stores = state.ranks[self].in_flight;
-        for (size_t i = 0; i < stores.size(); i++) {
-            bool first = true;
-            for (size_t j = 0; j < i; j++) {
-                first = first && !stores[j].same_place(stores[i]);
-            }
-            if (first) {
-                State after = state;
-                after.ranks[stores[i].target].memory[stores[i].slot][stores[i].word] =
-                    stores[i].value;
-                after.ranks[self].in_flight.erase(after.ranks[self].in_flight.begin() + (long)i);
-                next.push_back(after);
-            }
-        }
-    }
-
-    Rules rules_;
-    std::vector<int> sizes_;
-    std::string error_;
-    size_t states_ = 0;
-};
-
-// The first thing that goes wrong over all sequences of message sizes (0: the lane sits out).
-std::string first_error(const Rules &rules, size_t rounds, size_t *states = nullptr)
+std::string in_words(const Model &model)
 {
-    size_t sequences = 1;
-    for (size_t i = 0; i < rounds; i++) {
-        sequences *= kWords + 1;
+    std::string text = std::to_string(model.ranks) + " ranks:";
+    for (const Call &call : model.calls) {
+        text += " {" + std::to_string(call.algorithm) + " " + std::to_string((int)call.packet) +
+                " " + std::to_string(call.vectors) + " " + std::to_string(call.lane_vectors) + " " +
+                std::to_string(call.threads) + "}";
     }
-    size_t total = 0;
-    for (size_t sequence = 0; sequence < sequences; sequence++) {
-        std::vector<int> sizes;
-        for (size_t i = 0, rest = sequence; i < rounds; i++, rest /= kWords + 1) {
-            sizes.push_back((int)(rest % (kWords + 1)));
-        }
-        Model model(rules, sizes);
-        const std::string error = model.check();
-        if (!error.empty()) {
-            return error;
-        }
-        total += model.states();
-    }
-    if (states) {
-        *states = total;
-    }
-    return "";
+    return text;
 }
 
-constexpr size_t kRounds = 6;
-
-TEST(ProtocolModel, IsRightForAllSizesAndOrders)
+// Both checks find nothing; how many states there were.
+size_t expect_right(const Model &model)
 {
+    const Programs programs = programs_of(model);
+    const Found found = search(programs);
+    EXPECT_EQ(found.error, "") << in_words(model);
+    EXPECT_EQ(unordered(programs), "") << in_words(model);
+    return found.states;
+}
+
+TEST(ProtocolModel, IsRightForAllSequencesOfKernels)
+{
+    constexpr size_t kinds = sizeof kKernels / sizeof *kKernels;
     size_t states = 0;
-    EXPECT_EQ(first_error(Rules(), kRounds, &states), "");
+    for (size_t sequence = 0; sequence < kinds * kinds * kinds * kinds; sequence++) {
+        Model model;
+        for (size_t rest = sequence, i = 0; i < 4; i++, rest /= kinds) {
+            model.calls.push_back(kKernels[rest % kinds]);
+        }
+        states += expect_right(model);
+        ASSERT_FALSE(HasFailure());
+    }
     EXPECT_GT(states, 100000u) << "too few to have looked at anything";
 }
 
-TEST(ProtocolModel, NeedsThreeSlotsToClearARoundLate)
+// Kernels of several rounds and threads: the clear of a thread is of what another one read.
+TEST(ProtocolModel, IsRightWithSeveralThreads)
 {
-    Rules rules;
-    rules.slots = 2;
-    EXPECT_NE(first_error(rules, kRounds), "");
+    const Model models[] = {
+        {{{kOne, kFlagged, 4, 1, 2}}},
+        {{{kOne, kWords, 8, 2, 2}}},
+        {{kInteger, {kOne, kFlagged, 3, 1, 2}}},
+        {{kSharded, {kOne, kWords, 6, 2, 2}, kSmall}},
+        {{{kTwo, kWords, 16, 2, 2}}},
+        {{{kOne, kWords, 2, 2, 2}, {kTwo, kFlagged, 2, 1, 2}, {kOne, kFlagged, 2, 1, 2}, kSmall}},
+    };
+    for (const Model &model : models) {
+        expect_right(model);
+    }
 }
 
-TEST(ProtocolModel, NeedsEveryDirtyWordCleared)
+// Words are judged one by one, so what goes wrong with cells of four goes wrong with two.
+TEST(ProtocolModel, IsRightWithWholeCells)
 {
-    Rules rules;
-    rules.clear_what_was_dirty = false;
-    EXPECT_NE(first_error(rules, kRounds), "");
+    for (const Call &call : {kSmall, kDouble, kInteger, kSharded}) {
+        expect_right({{call, call, call, call}, 2, 4});
+        expect_right({{call, kDouble, kSmall, call}, 2, 4});
+    }
 }
 
-TEST(ProtocolModel, NeedsAFenceBetweenRounds)
+TEST(ProtocolModel, IsRightForThreeRanks)
 {
-    Rules rules;
-    rules.fence_between_rounds = false;
-    EXPECT_NE(first_error(rules, kRounds), "");
+    const Call all_shards = {kTwo, kDoubles, 3, 1};
+    const Call one_shard = {kTwo, kDoubles, 1, 1}; // two ranks hear of each other by the third only
+    expect_right({{kDouble, kDouble, kDouble, kDouble, kDouble, kDouble}, 3});
+    expect_right({{kSmall, kSmall, kSmall, kSmall}, 3});
+    expect_right({{one_shard, one_shard, one_shard, one_shard}, 3});
+    expect_right({{one_shard, kDouble, one_shard, kSmall}, 3});
+    expect_right({{one_shard, kDouble, kDouble, one_shard}, 3});
+    expect_right({{all_shards, kDouble, one_shard, kDouble}, 3});
+    expect_right({{{kOne, kWords, 4, 1}}, 3});
+    expect_right({{{kTwo, kDoubles, 10, 1}}, 3});
 }
 
-TEST(ProtocolModel, NeedsIdleLanesToRest)
+Call any_call(std::mt19937 &random)
 {
-    Rules rules;
-    rules.idle_rounds_rest = false;
-    EXPECT_NE(first_error(rules, kRounds), "");
+    Call call;
+    call.algorithm = random() % 2 ? kTwo : kOne;
+    call.packet = (Packet)(random() % 3);
+    const int row_vectors = (call.algorithm == kTwo ? 2 : 4) / (call.packet == kFlagged ? 2 : 1);
+    call.lane_vectors = 1 + (int)(random() % (unsigned)row_vectors);
+    call.vectors = (int)(random() % 24);
+    call.threads = 1 + (int)(random() % 4);
+    return call;
 }
 
-TEST(ProtocolModel, AllowsMoreSlotsAndLaterClears)
+// Larger than what can be searched.
+TEST(ProtocolModel, OrdersEveryAccessOfLongSequences)
 {
-    Rules rules;
-    rules.slots = 4;
-    EXPECT_EQ(first_error(rules, 5), "");
-    rules.clear_age = 2;
-    EXPECT_EQ(first_error(rules, 5), "");
+    std::mt19937 random(1);
+    for (int i = 0; i < 1500; i++) {
+        Model model;
+        model.ranks = 2 + i % 3;
+        model.cell_words = 2 + i / 3 % 2 * 2;
+        model.first_round = 0xfffffffe;
+        for (int call = 0; call < 5; call++) {
+            model.calls.push_back(any_call(random));
+        }
+        ASSERT_EQ(unordered(programs_of(model)), "") << in_words(model);
+    }
+}
+
+struct Break {
+    const char *name;
+    Broken rule;
+    Model model; // in which it shows
+};
+
+void PrintTo(const Break &broken, std::ostream *out)
+{
+    *out << broken.name;
+}
+
+const Break kBreaks[] = {
+    {"ThreeSlots", Broken::three_slots, {{kSmall, kSmall, kSmall, kSmall}}},
+    {"EveryRoundToClear", Broken::clear_every_round, {{kSmall, kSmall, kSmall, kSmall}}},
+    {"TheLastSlotCleared", Broken::clear_last_slot, {{kSmall, kSmall, kSmall, kSmall}}},
+    {"AsMuchClearedAsWasFilled",
+     Broken::clear_last_layout,
+     {{{kOne, kWords, 2, 2}, kSmall, kSmall, {kOne, kWords, 2, 2}}}},
+    {"ClearedInTheLayoutThatWasFilled",
+     Broken::clear_last_layout,
+     {{kSharded, kSmall, kSmall, kSharded}}},
+    {"EveryCellCleared", Broken::clear_all_cells, {{kInteger, kInteger, kInteger, kInteger}}},
+    {"BothAreasCleared", Broken::clear_both_areas, {{kSharded, kSmall, kSmall, kSharded}}},
+    {"IdleLanesToRest", Broken::idle_lanes_rest, {{kSmall, kIdle, kSmall, kSmall}}},
+    {"TheSlotKeptApart",
+     Broken::slot_kept_apart,
+     {{kSmall, kSmall, kSmall, kSmall}, 2, 2, 0xfffffffe}},
+    {"AFenceBetweenRounds", Broken::fence_between_rounds, {{{kOne, kWords, 4, 1}}}},
+    {"AFenceBetweenRoundsAfterAnotherKernel",
+     Broken::fence_between_rounds,
+     {{kSharded, {kOne, kDoubles, 3, 1}}}},
+    {"EveryThreadsFence", Broken::every_thread_fences, {{{kOne, kWords, 8, 2, 2}}}},
+    {"ABarrierBetweenRounds", Broken::barrier_between_rounds, {{{kOne, kFlagged, 4, 1, 2}}}},
+    {"ABarrierBeforeTheState",
+     Broken::barrier_before_state,
+     {{{kOne, kWords, 2, 2, 2}, {kOne, kWords, 2, 2, 2}}}},
+    {"TheKernelBoundary", Broken::kernel_boundary, {{kSmall, kSmall, kSmall, kSmall}}},
+    {"ResultsApartFromParts", Broken::areas_apart, {{kSharded}}},
+    {"EveryWordJudged", Broken::every_word_judged, {{kSmall}}},
+    {"FlagAndDataInOne", Broken::flag_beside_data, {{kInteger}}},
+    {"DoublesWhole", Broken::doubles_whole, {{kDouble}}},
+    {"TheSentinelReplaced", Broken::sentinel_replaced, {{kSmall}}},
+    {"TheSentinelReplacedInDoubles", Broken::sentinel_replaced, {{kDouble}}},
+};
+
+class ProtocolModelNeeds : public ::testing::TestWithParam<Break> {};
+
+TEST_P(ProtocolModelNeeds, Rule)
+{
+    Model model = GetParam().model;
+    expect_right(model);
+    model.broken = GetParam().rule;
+    const Programs programs = programs_of(model);
+    const Found found = search(programs);
+    EXPECT_FALSE(found.too_large);
+    EXPECT_NE(found.error, "");
+    EXPECT_NE(unordered(programs), "") << "but the search finds: " << found.error;
+}
+
+INSTANTIATE_TEST_SUITE_P(Rules, ProtocolModelNeeds, ::testing::ValuesIn(kBreaks),
+                         [](const auto &info) { return std::string(info.param.name); });
+
+// The orders that the search leaves out lead to nothing new; and the order check, which says more
+// than it must, never says less.
+TEST(ProtocolModel, ChecksAgree)
+{
+    const Model models[] = {
+        {{kDouble, kDouble, kDouble, kDouble}},
+        {{kSmall, kSmall, kSmall, kSmall}, 2, 2, 0xfffffffe},
+        {{kSmall, kIdle, kSmall, kSmall}},
+        {{{kTwo, kDoubles, 2, 1}, kDouble, kDouble, {kTwo, kDoubles, 1, 1}}},
+        {{{kOne, kDoubles, 3, 1, 2}, kDouble}},
+        {{{kOne, kDoubles, 1, 1, 2}, {kOne, kDoubles, 1, 1, 2}}},
+        {{kInteger, kDouble, kDouble, kSmall}},
+    };
+    int searched = 0;
+    for (Model model : models) {
+        for (int rule = 0; rule <= (int)Broken::sentinel_replaced; rule++) {
+            model.broken = (Broken)rule;
+            const Programs programs = programs_of(model);
+            const Found all = search(programs, Orders::all, 30000);
+            const Found enough = search(programs);
+            if (all.too_large) {
+                continue;
+            }
+            searched++;
+            EXPECT_EQ(all.error == "", enough.error == "")
+                << in_words(model) << ", rule " << rule << ": " << all.error << enough.error;
+            EXPECT_TRUE(all.error == "" || unordered(programs) != "")
+                << in_words(model) << ", rule " << rule << ": " << all.error;
+        }
+    }
+    EXPECT_GT(searched, 100);
 }
 
 } // namespace
+
+} // namespace lamprey_model
