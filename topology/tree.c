@@ -4,10 +4,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "topology/attributes.h"
 #include "topology/pci.h"
+#include "topology/xml.h"
 
 enum {
     VENDOR_NVIDIA = 0x10de,
@@ -39,8 +39,9 @@ static int configure(hwloc_topology_t tree, const char *xml_path,
     if (strcmp(xml_path, "-") == 0) {
         return lamprey_reason_give(reason, EIO, "the topology must be a file, not \"-\"");
     }
-    if (access(xml_path, R_OK) != 0) {
-        return lamprey_reason_give(reason, EIO, "cannot read %s: %s", xml_path, strerror(errno));
+    int result = lamprey_xml_check(xml_path, reason);
+    if (result != 0) {
+        return result;
     }
     if (hwloc_topology_set_xml(tree, xml_path) != 0) {
         return lamprey_reason_give(reason, EIO, "hwloc cannot read %s as XML", xml_path);
