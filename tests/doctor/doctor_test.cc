@@ -92,6 +92,16 @@ TEST_F(DoctorTest, MissesTheDriver)
     expect_wrong("driver", "no CUDA driver: libcuda\\.so\\.1 lacks cuInit", "install");
 }
 
+TEST_F(DoctorTest, OutlivesADriverThatCrashes)
+{
+    copy("tests/doctor/libfake-nccl.so", libraries_ + "/libcuda.so.1");
+    variables_["LAMPREY_TEST_CRASH"] = "1";
+    examine();
+    expect_wrong("machine", "looking at it ended by signal 6", "the driver of this check");
+    EXPECT_TRUE(std::regex_search(output_, std::regex("\n[0-9]+ wrong, [0-9]+ notes?\n$")))
+        << output_;
+}
+
 TEST_F(DoctorTest, KnowsADriverThatDoesNotStart)
 {
     variables_["LAMPREY_EMULATOR_FAIL"] = "cuInit:0:999";

@@ -318,7 +318,6 @@ static void check_settings(void)
 bool doctor_check_nccl(const struct doctor_place *place, char *const *command)
 {
     char launcher[PATH_MAX];
-    doctor_variables_load();
     bool switched_on = is_switched_on();
     doctor_join(launcher, sizeof(launcher), "%s/bin/lamprey", place->prefix);
     const char *through = switched_on ? NULL : launcher;

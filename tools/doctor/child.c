@@ -13,6 +13,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tools/doctor/report.h"
+
 enum { NOT_FOUND = 3, NOT_EXECUTED = 127 };
 
 static void become(char *const *arguments, int output)
@@ -112,4 +114,28 @@ void doctor_find_library(const char *self, const char *launcher, const char *nam
     } else {
         snprintf(library->error, sizeof(library->error), "loading %.200s ends the program", name);
     }
+}
+
+bool doctor_apart(bool (*check)(const void *context), const void *context, const char *name)
+{
+    int status = 0;
+    doctor_count(DOCTOR_OK); /* the counters must be there before they can be shared */
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        bool result = check(context);
+        fflush(stdout);
+        _exit(result);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) {
+        doctor_say(DOCTOR_WRONG, name, "free some memory or processes",
+                   "no process can be started");
+        return false;
+    }
+    if (WIFSIGNALED(status)) {
+        doctor_say(DOCTOR_WRONG, name, "look at the libraries and the driver of this check",
+                   "looking at it ended by signal %d", WTERMSIG(status));
+        return false;
+    }
+    return WEXITSTATUS(status) == 1;
 }

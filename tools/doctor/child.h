@@ -32,6 +32,10 @@ void doctor_find_library(const char *self, const char *launcher, const char *nam
 /* The child's part: prints what doctor_find_library reads. Exit status. */
 int doctor_probe(const char *name);
 
+/* Runs a check in a child, which keeps nothing of it: no GPU's memory, no library. Returns what the
+ * check returns, or says that it ended by a signal, with what by name, and returns false. */
+bool doctor_apart(bool (*check)(const void *context), const void *context, const char *name);
+
 #ifdef __cplusplus
 }
 #endif

@@ -8,6 +8,7 @@
 #include "tools/doctor/checks.h"
 #include "tools/doctor/child.h"
 #include "tools/doctor/report.h"
+#include "tools/doctor/variables.h"
 
 enum { EXIT_USAGE = 2 };
 
@@ -21,10 +22,27 @@ static const char usage[] =
     "why others were not.\n"
     "Exit status: 0 if nothing is wrong, 1 if something is, 2 for bad usage.\n";
 
+struct visit {
+    struct doctor_place place;
+    char *const *command;
+};
+
+static bool look_at_machine(const void *context)
+{
+    const struct visit *visit = context;
+    doctor_check_machine(&visit->place);
+    return true;
+}
+
+static bool look_at_nccl(const void *context)
+{
+    const struct visit *visit = context;
+    return doctor_check_nccl(&visit->place, visit->command);
+}
+
 int main(int argc, char **argv)
 {
-    struct doctor_place place;
-    char *const *command = NULL;
+    struct visit visit = {.command = NULL};
     if (argc == 3 && strcmp(argv[1], "--probe") == 0) {
         return doctor_probe(argv[2]);
     }
@@ -37,19 +55,20 @@ int main(int argc, char **argv)
             fputs(usage, stderr);
             return EXIT_USAGE;
         }
-        command = argv + 2;
+        visit.command = argv + 2;
     }
     /* The plugin's, parts of which are in here; the program gets it anew. */
     unsetenv("LAMPREY_STATS");
-    if (!doctor_place_find(&place)) {
+    if (!doctor_place_find(&visit.place)) {
         fprintf(stderr, "lamprey-doctor: /proc is not mounted\n");
         return EXIT_FAILURE;
     }
-    doctor_check_tree(&place);
-    doctor_check_machine(&place);
-    bool switched_on = doctor_check_nccl(&place, command);
-    if (command != NULL) {
-        doctor_check_command(&place, command, switched_on);
+    doctor_variables_load();
+    doctor_check_tree(&visit.place);
+    doctor_apart(look_at_machine, &visit, "machine");
+    bool switched_on = doctor_apart(look_at_nccl, &visit, "nccl");
+    if (visit.command != NULL) {
+        doctor_check_command(&visit.place, visit.command, switched_on);
     }
     size_t wrong = doctor_count(DOCTOR_WRONG);
     size_t notes = doctor_count(DOCTOR_NOTE);

@@ -20,7 +20,7 @@ enum doctor_grade {
 __attribute__((format(printf, 4, 5))) void doctor_say(enum doctor_grade grade, const char *check,
                                                       const char *remedy, const char *format, ...);
 
-/* How many findings of that grade were said. */
+/* How many findings of that grade were said, here and in children. */
 size_t doctor_count(enum doctor_grade grade);
 
 #ifdef __cplusplus
