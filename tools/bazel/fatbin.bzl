@@ -1,5 +1,7 @@
 """Compiles one CUDA C++ source to a fatbin: machine code per architecture and PTX of the newest."""
 
+load("@rules_cc//cc:defs.bzl", "cc_library")
+
 load("@cuda//:root.bzl", "ROOT")
 
 def _cuda_fatbin_impl(ctx):
@@ -36,3 +38,23 @@ cuda_fatbin = rule(
         "src": attr.label(mandatory = True, allow_single_file = [".cu"]),
     },
 )
+
+def embedded_fatbin(name, fatbin, symbol):
+    """A library that holds the fatbin as a hidden array of this name.
+
+    Assembled here and not by cc_library, which does not see that what .incbin names has changed.
+    """
+    native.genrule(
+        name = name + "_object",
+        srcs = [fatbin],
+        outs = [name + ".o"],
+        cmd = "printf '%s\\n' " +
+              "'.section .rodata' '.balign 16' '.globl {symbol}' '.hidden {symbol}' ".format(symbol = symbol) +
+              "'{symbol}: .incbin \"$(location {fatbin})\"' ".format(symbol = symbol, fatbin = fatbin) +
+              "'.section .note.GNU-stack, \"\", %progbits' | $(CC) -c -x assembler -o $@ -",
+        toolchains = ["@bazel_tools//tools/cpp:current_cc_toolchain"],
+    )
+    cc_library(
+        name = name,
+        srcs = [name + ".o"],
+    )
