@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+// Functions redirected by their first bytes.
+#include "tests/hook_world.h"
+
+namespace {
+
+using namespace hook_test;
+
+#ifdef __x86_64__
+
+TEST_F(Hook, RedirectsEveryShapeAtEveryAlignment)
+{
+    const int dangerous = DangerousMappings();
+    int refused = 0;
+    for (const char *shape : kShapes) {
+        for (int offset : kOffsets) {
+            const std::string name = std::string("fixture_") + shape + "_" + std::to_string(offset);
+            SCOPED_TRACE(name);
+            Function function = Find(name);
+            ASSERT_EQ(reinterpret_cast<uintptr_t>(function) % 64, static_cast<uintptr_t>(offset));
+            const auto before = BytesAt(reinterpret_cast<void *>(function));
+            original_function = nullptr;
+            Installed installed = Install(LAMPREY_HOOK_TEXT, {Target(name.c_str(), AddThousand)});
+            if (installed.status == LAMPREY_ERROR_UNSUPPORTED) {
+                // A jump of five bytes before the end of a word has nothing that could precede it.
+                EXPECT_STREQ(shape, "tail") << installed.reason;
+                EXPECT_EQ(offset % 8, 7) << installed.reason;
+                EXPECT_EQ(original_function, nullptr);
+                ++refused;
+                continue;
+            }
+            ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
+            EXPECT_NE(BytesAt(reinterpret_cast<void *>(function)), before);
+            for (long value : {0L, 1L, 7L, 8L, -5L, 1L << 40}) {
+                EXPECT_EQ(function(value), value + 1100);
+                EXPECT_EQ(original_function(value), value + 100);
+            }
+            lamprey_hooks_remove(installed.hooks);
+            EXPECT_EQ(BytesAt(reinterpret_cast<void *>(function)), before);
+            EXPECT_EQ(function(3), 103);
+            // A thread may still be in the trampoline.
+            EXPECT_EQ(original_function(3), 103);
+        }
+    }
+    EXPECT_EQ(refused, 2);
+    EXPECT_EQ(DangerousMappings(), dangerous);
+    EXPECT_EQ(warnings, 0) << last_warning;
+}
+
+// The function's callee-saved registers and stack must be as a caller left them when the
+// replacement starts, though some of the function's pushes have run.
+TEST_F(Hook, LeavesRegistersAndStackToTheReplacement)
+{
+    for (const char *shape : {"frame", "pushes", "stack", "address", "vector"}) {
+        for (int offset : kOffsets) {
+            const std::string name = std::string("fixture_") + shape + "_" + std::to_string(offset);
+            SCOPED_TRACE(name);
+            Function function = Find(name);
+            Installed installed = Install(LAMPREY_HOOK_TEXT, {Target(name.c_str(), Shifted)});
+            ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
+            long in[4] = {11, 22, 33, 44};
+            long out[4];
+            long result;
+            long stack;
+            __asm__ volatile("push %%rbp\n\t"
+                             "mov %%rsp, %%r13\n\t"
+                             "and $-16, %%rsp\n\t"
+                             "mov 0(%[in]), %%rbx\n\t"
+                             "mov 8(%[in]), %%rbp\n\t"
+                             "mov 16(%[in]), %%r12\n\t"
+                             "mov 24(%[in]), %%r15\n\t"
+                             "push %[out]\n\t"
+                             "push %[out]\n\t"
+                             "mov %%rsp, %%r14\n\t"
+                             "mov $7, %%edi\n\t"
+                             "call *%%rax\n\t"
+                             "sub %%rsp, %%r14\n\t"
+                             "pop %%rcx\n\t"
+                             "pop %%rcx\n\t"
+                             "mov %%rbx, 0(%%rcx)\n\t"
+                             "mov %%rbp, 8(%%rcx)\n\t"
+                             "mov %%r12, 16(%%rcx)\n\t"
+                             "mov %%r15, 24(%%rcx)\n\t"
+                             "mov %%r13, %%rsp\n\t"
+                             "pop %%rbp\n\t"
+                             "mov %%r14, %[stack]\n\t"
+                             : "=a"(result), [stack] "=&d"(stack)
+                             : "0"(function), [in] "S"(in), [out] "D"(out)
+                             : "rbx", "rcx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                               "memory", "cc");
+            EXPECT_EQ(result, 5007);
+            EXPECT_EQ(stack, 0);
+            for (int i = 0; i < 4; i++) {
+                EXPECT_EQ(out[i], in[i]) << i;
+            }
+            lamprey_hooks_remove(installed.hooks);
+        }
+    }
+}
+
+TEST_F(Hook, RefusesWhatItCannotDoRightAndSaysWhy)
+{
+    int nothing = 0;
+    void *original = &nothing;
+    const struct {
+        const char *name;
+        const char *part; // of the reason
+    } cases[] = {
+        {"fixture_refused_short_0", "ends before"},
+        {"fixture_refused_call_0", "call"},
+        {"fixture_refused_back_0", "branch into"},
+        {"fixture_refused_counter_0", "without a long form"},
+        {"fixture_refused_unknown_0", "unknown instruction"},
+        {"fixture_refused_split_7", "one store"},
+    };
+    for (const auto &test : cases) {
+        SCOPED_TRACE(test.name);
+        void *function = reinterpret_cast<void *>(Find(test.name));
+        const auto before = BytesAt(function);
+        Installed installed =
+            Install(LAMPREY_HOOK_TEXT,
+                    {{test.name, function, reinterpret_cast<void *>(Shifted), &original}});
+        EXPECT_EQ(installed.status, LAMPREY_ERROR_UNSUPPORTED);
+        EXPECT_NE(std::string(installed.reason).find(test.part), std::string::npos)
+            << installed.reason;
+        EXPECT_NE(std::string(installed.reason).find(test.name), std::string::npos);
+        EXPECT_EQ(BytesAt(function), before);
+        EXPECT_EQ(original, &nothing);
+        EXPECT_EQ(installed.hooks, nullptr);
+    }
+}
+
+TEST_F(Hook, UndoesTheFirstTargetsWhenTheLastFails)
+{
+    Function originals[3] = {};
+    const char *names[] = {"fixture_frame_0", "fixture_load_3", "fixture_refused_call_0"};
+    std::vector<lamprey_hook_target> targets;
+    std::vector<std::vector<unsigned char>> before;
+    for (int i = 0; i < 3; i++) {
+        targets.push_back(Target(names[i], Shifted));
+        targets.back().original = reinterpret_cast<void **>(&originals[i]);
+        before.push_back(BytesAt(targets.back().function));
+    }
+    Installed installed = Install(LAMPREY_HOOK_TEXT, targets);
+    EXPECT_EQ(installed.status, LAMPREY_ERROR_UNSUPPORTED);
+    for (int i = 0; i < 3; i++) {
+        EXPECT_EQ(BytesAt(targets[i].function), before[i]) << names[i];
+        EXPECT_EQ(originals[i], nullptr);
+    }
+    EXPECT_EQ(Find("fixture_frame_0")(1), 101);
+    // The same without the culprit works.
+    targets.pop_back();
+    installed = Install(LAMPREY_HOOK_TEXT, targets);
+    ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
+    EXPECT_EQ(Find("fixture_load_3")(1), 5001);
+    lamprey_hooks_remove(installed.hooks);
+    EXPECT_EQ(BytesAt(targets[0].function), before[0]);
+}
+
+TEST_F(Hook, RefusesAddressesThatAreNotCode)
+{
+    int data = 0;
+    void *original = nullptr;
+    void *unmapped = mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(unmapped, 4096);
+    for (void *address : {static_cast<void *>(&data), unmapped, reinterpret_cast<void *>(1)}) {
+        Installed installed =
+            Install(LAMPREY_HOOK_TEXT,
+                    {{"nothing", address, reinterpret_cast<void *>(Shifted), &original}});
+        EXPECT_EQ(installed.status, LAMPREY_ERROR_UNSUPPORTED);
+        EXPECT_NE(std::string(installed.reason).find("code"), std::string::npos);
+    }
+}
+
+TEST_F(Hook, LeavesWhatSomeoneElsePatchedOnTop)
+{
+    const char *name = "fixture_saved_0";
+    Function function = Find(name);
+    const auto before = BytesAt(reinterpret_cast<void *>(function));
+    Function first = nullptr;
+    Function second = nullptr;
+    lamprey_hook_target target = Target(name, Shifted);
+    target.original = reinterpret_cast<void **>(&first);
+    Installed ours = Install(LAMPREY_HOOK_TEXT, {target});
+    ASSERT_EQ(ours.status, LAMPREY_OK) << ours.reason;
+    const auto patched = BytesAt(reinterpret_cast<void *>(function));
+    target.original = reinterpret_cast<void **>(&second);
+    Installed theirs = Install(LAMPREY_HOOK_TEXT, {target});
+    ASSERT_EQ(theirs.status, LAMPREY_OK) << theirs.reason;
+    const auto on_top = BytesAt(reinterpret_cast<void *>(function));
+    EXPECT_NE(on_top, patched);
+    EXPECT_EQ(second(1), 5001); // their original is our redirection
+
+    lamprey_hooks_remove(ours.hooks);
+    EXPECT_EQ(warnings, 1);
+    EXPECT_NE(last_warning.find(name), std::string::npos);
+    EXPECT_EQ(BytesAt(reinterpret_cast<void *>(function)), on_top);
+    EXPECT_EQ(function(1), 5001);
+    EXPECT_EQ(first(1), 101);
+
+    // They put back what they found: our jump, whose trampoline is still there.
+    lamprey_hooks_remove(theirs.hooks);
+    EXPECT_EQ(BytesAt(reinterpret_cast<void *>(function)), patched);
+    EXPECT_EQ(function(1), 5001);
+    lamprey_hook_memory memory;
+    lamprey_hook_memory_open(&memory);
+    EXPECT_EQ(
+        lamprey_hook_memory_write(&memory, reinterpret_cast<void *>(function), before.data(), 8),
+        LAMPREY_OK);
+    lamprey_hook_memory_close(&memory);
+    EXPECT_EQ(BytesAt(reinterpret_cast<void *>(function)), before);
+}
+
+TEST_F(Hook, KeepsTwoImagesApart)
+{
+    const std::string path = Copy(Path("libhook_fixture.so"), "two");
+    void *copy = Open(path);
+    ASSERT_NE(copy, nullptr);
+    auto second = reinterpret_cast<Function>(dlsym(copy, "fixture_frame_6"));
+    Function first = Find("fixture_frame_6");
+    ASSERT_NE(first, second);
+    Function original_second = nullptr;
+    lamprey_hook_target target = {"fixture_frame_6", reinterpret_cast<void *>(second),
+                                  reinterpret_cast<void *>(Shifted),
+                                  reinterpret_cast<void **>(&original_second)};
+    Installed two = Install(LAMPREY_HOOK_TEXT, {target});
+    ASSERT_EQ(two.status, LAMPREY_OK) << two.reason;
+    EXPECT_EQ(first(1), 101);
+    EXPECT_EQ(second(1), 5001);
+    Installed one = Install(LAMPREY_HOOK_TEXT, {Target("fixture_frame_6", AddThousand)});
+    ASSERT_EQ(one.status, LAMPREY_OK) << one.reason;
+    EXPECT_EQ(first(1), 1101);
+    EXPECT_EQ(second(1), 5001);
+    lamprey_hooks_remove(two.hooks);
+    EXPECT_EQ(first(1), 1101);
+    EXPECT_EQ(second(1), 101);
+    lamprey_hooks_remove(one.hooks);
+    EXPECT_EQ(first(1), 101);
+    dlclose(copy);
+    unlink(path.c_str());
+}
+
+// An object that was unloaded while redirected, and another one loaded in its place.
+TEST_F(Hook, SurvivesUnloadingAndReuseOfTheAddress)
+{
+    const std::string path = Copy(Path("libhook_fixture.so"), "reuse");
+    Function original = nullptr;
+    lamprey_hook_target target = {"fixture_frame_0", nullptr, reinterpret_cast<void *>(Shifted),
+                                  reinterpret_cast<void **>(&original)};
+    void *handle = Open(path);
+    ASSERT_NE(handle, nullptr);
+    target.function = dlsym(handle, "fixture_frame_0");
+    void *const first_address = target.function;
+    const auto pristine = BytesAt(first_address);
+    Installed first = Install(LAMPREY_HOOK_TEXT, {target});
+    Installed gone = first;
+    ASSERT_EQ(first.status, LAMPREY_OK) << first.reason;
+    dlclose(handle);
+
+    handle = Open(path);
+    ASSERT_NE(handle, nullptr);
+    target.function = dlsym(handle, "fixture_frame_0");
+    EXPECT_EQ(BytesAt(target.function), pristine);
+    Installed second = Install(LAMPREY_HOOK_TEXT, {target});
+    ASSERT_EQ(second.status, LAMPREY_OK) << second.reason;
+    auto function = reinterpret_cast<Function>(target.function);
+    EXPECT_EQ(function(1), 5001);
+    lamprey_hooks_remove(first.hooks); // may warn, must not touch the second
+    EXPECT_EQ(function(1), 5001);
+    lamprey_hooks_remove(second.hooks);
+    EXPECT_EQ(function(1), 101);
+    EXPECT_EQ(BytesAt(target.function), pristine);
+
+    gone = Install(LAMPREY_HOOK_TEXT, {target});
+    ASSERT_EQ(gone.status, LAMPREY_OK) << gone.reason;
+    dlclose(handle);
+    lamprey_hooks_remove(gone.hooks); // unmapped: nothing to restore, no fault
+    unlink(path.c_str());
+}
+
+Function outer_original;
+Function inner_original;
+
+long OuterReplacement(long value)
+{
+    ++replaced_calls;
+    return outer_original(value);
+}
+
+long InnerReplacement(long value)
+{
+    ++replaced_calls;
+    return inner_original(value);
+}
+
+TEST_F(Hook, PassesCallsFromInsideTheLibrary)
+{
+    lamprey_hook_target outer = Target("fixture_outer", OuterReplacement);
+    lamprey_hook_target inner = Target("ncclAllReduce", InnerReplacement);
+    outer.original = reinterpret_cast<void **>(&outer_original);
+    inner.original = reinterpret_cast<void **>(&inner_original);
+    Installed installed = Install(LAMPREY_HOOK_TEXT, {outer, inner});
+    ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
+    EXPECT_EQ(Find("fixture_outer")(1), 1101);
+    EXPECT_EQ(replaced_calls, 2);
+    lamprey_hooks_remove(installed.hooks);
+    EXPECT_EQ(Find("fixture_outer")(1), 1101);
+    EXPECT_EQ(replaced_calls, 2);
+}
+
+TEST_F(Hook, IsSafeForThreadsInsideTheFunctions)
+{
+    std::vector<lamprey_hook_target> targets;
+    std::vector<Function> functions;
+    std::vector<void *> originals(128);
+    for (const char *shape : {"frame", "saved", "pushes", "stack", "address", "branch", "marked"}) {
+        for (int offset : {6, 63}) {
+            const std::string name = std::string("fixture_") + shape + "_" + std::to_string(offset);
+            functions.push_back(Find(name));
+            targets.push_back({"fixture", reinterpret_cast<void *>(functions.back()),
+                               reinterpret_cast<void *>(Quietly), &originals[targets.size()]});
+        }
+    }
+    std::atomic<bool> stop{false};
+    std::atomic<long> wrong{0};
+    std::atomic<long> plain{0};
+    std::atomic<long> replaced{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 3; t++) {
+        threads.emplace_back([&] {
+            // Nothing but the functions in the inner loop, so that the change meets threads there.
+            while (!stop) {
+                for (Function function : functions) {
+                    long own_plain = 0;
+                    long own_replaced = 0;
+                    for (long value = 0; value < 200; value++) {
+                        const long result = function(value);
+                        own_plain += result == value + 100;
+                        own_replaced += result == value + 5000;
+                    }
+                    plain += own_plain;
+                    replaced += own_replaced;
+                    wrong += 200 - own_plain - own_replaced;
+                }
+            }
+        });
+    }
+    const char *rounds_text = getenv("LAMPREY_TEST_ROUNDS");
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    const int usual = 100;
+#else
+    const int usual = 1000;
+#endif
+    const int rounds = rounds_text != nullptr ? atoi(rounds_text) : usual;
+    for (int round = 0; round < rounds; round++) {
+        Installed installed = Install(LAMPREY_HOOK_TEXT, targets);
+        ASSERT_EQ(installed.status, LAMPREY_OK) << installed.reason;
+        std::this_thread::yield();
+        lamprey_hooks_remove(installed.hooks);
+    }
+    stop = true;
+    for (std::thread &thread : threads) {
+        thread.join();
+    }
+    EXPECT_EQ(wrong, 0);
+    EXPECT_GT(plain, 0);
+    EXPECT_GT(replaced, 0);
+    EXPECT_EQ(warnings, 0) << last_warning;
+}
+
+#endif // __x86_64__
+
+TEST_F(Hook, RefusesMalformedTargets)
+{
+    void *original = nullptr;
+    lamprey_hook_target good = Target("ncclAllReduce", Shifted);
+    lamprey_hook_target bad[4] = {good, good, good, good};
+    bad[0].name = nullptr;
+    bad[1].function = nullptr;
+    bad[2].replacement = nullptr;
+    bad[3].original = nullptr;
+    for (enum lamprey_hook_method method : {LAMPREY_HOOK_TEXT, LAMPREY_HOOK_GOT}) {
+        for (const lamprey_hook_target &target : bad) {
+            Installed installed = Install(method, {target});
+            EXPECT_EQ(installed.status, LAMPREY_ERROR_INVALID);
+            EXPECT_STRNE(installed.reason, "");
+        }
+        lamprey_hook_target twin = good;
+        twin.name = "pncclAllReduce";
+        twin.original = &original;
+        EXPECT_EQ(Install(method, {good, twin}).status, LAMPREY_ERROR_INVALID);
+        EXPECT_EQ(Install(method, {}).status, LAMPREY_ERROR_INVALID);
+    }
+    lamprey_hooks_remove(nullptr);
+    lamprey_hooks_refresh(nullptr);
+    EXPECT_EQ(Find("ncclAllReduce")(1), 101);
+}
+
+TEST_F(Hook, KeepsTheReasonInItsBounds)
+{
+    lamprey_hook_target target = Target("ncclAllReduce", Shifted);
+    lamprey_hooks *hooks = nullptr;
+    char reason[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    target.function = nullptr;
+    EXPECT_EQ(lamprey_hooks_install(LAMPREY_HOOK_TEXT, &target, 1, &hooks, reason, 4),
+              LAMPREY_ERROR_INVALID);
+    EXPECT_EQ(reason[3], '\0');
+    EXPECT_EQ(reason[4], 1);
+}
+
+} // namespace
