@@ -325,15 +325,27 @@ if [ -n "$python" ]; then
     fi
 fi
 
-# Memory errors in the kernels.
+# Order and results in the long run. The emulator has no such order to look at, and no kernels but the product's.
+if [ "$quick" = 0 ] && [ -z "$topology" ]; then
+    try pdl_order 90 any "${base[@]}" "$here/programs/pdl_order"
+    try soak_calls 60 any "${base[@]}" "$here/programs/soak_calls" --seconds=20
+fi
+
+# Memory errors in the kernels, with 2, 3 and 8 ranks: kernels_test numbers its worlds 2, 3, 4 ... from 0.
 if [ "$quick" = 0 ]; then
     sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
     for binary in "$here"/tests/*kernel*; do
         if [ -x "$binary" ] && [ -n "$sanitizer" ]; then
             # One process drives all GPUs here; the demo below has a process per GPU.
             try "memcheck_$(basename "$binary")" 120 any "${kernels[@]}" \
-                "$sanitizer" --tool memcheck --error-exitcode 9 "$binary"
+                "$sanitizer" --tool memcheck --error-exitcode 9 "$binary" \
+                '--gtest_filter=Ranks/Kernels.*/0:Ranks/Kernels.*/1:Ranks/Kernels.*/6:TwoRanks.*'
         fi
+    done
+    for tool in racecheck initcheck; do
+        [ -z "$sanitizer" ] || try "${tool}_kernels_test" 60 any "${kernels[@]}" \
+            "$sanitizer" --tool "$tool" --error-exitcode 9 "$here/tests/kernels_test" \
+            '--gtest_filter=*.ReduceEveryCount/0:*.ReduceEveryCount/1:*.KeepRoundsApart*/0:*.KeepRoundsApart*/1'
     done
     # NCCL asks for kernels that it wasn't built with, and takes the error as the answer.
     [ -z "$sanitizer" ] || try memcheck_demo 120 served "${with[@]}" "$sanitizer" --tool memcheck \

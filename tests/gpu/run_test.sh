@@ -66,13 +66,32 @@ echo "[  SKIPPED ] 2 tests, listed below:"
 END
 chmod +x "$bundle/tests/some_gpu_test"
 
+# What the bundle's own tests are started with.
+program soak_calls <<'END'
+[ "$*" = --seconds=20 ]
+END
+cat >"$bundle/tests/kernels_test" <<'END'
+#!/bin/bash
+printf '[  PASSED  ] %d tests.\n' "$([[ $* == *gtest_filter=* ]] && echo 2 || echo 9)"
+END
+mkdir "$scratch/bin"
+# Finds an error, if it looks for races.
+cat >"$scratch/bin/compute-sanitizer" <<'END'
+#!/bin/bash
+[[ $1 == --tool && $3 == --error-exitcode ]] || exit 1
+"${@:5}"
+[ "$2" != racecheck ] || exit "$4"
+END
+chmod +x "$bundle/tests/kernels_test" "$scratch/bin/compute-sanitizer"
+export PATH=$scratch/bin:$PATH
+
 # An earlier run's.
 mkdir -p "$LAMPREY_RESULTS/logs"
 printf 'order\tgraph\n' | tee "$LAMPREY_RESULTS/logs/order_cost.log" >"$LAMPREY_RESULTS/order_cost.tsv"
 
 status=0
 "$bundle/run" --only some_gpu_test --only 'demo_nccl*' --only demo_lamprey --only threads --only group --only sweep \
-    --only not_asked --only door_env --only disabled --only '*graph_mix' >"$scratch/out" 2>&1 || status=$?
+    --only not_asked --only door_env --only disabled --only '*graph_mix' --only soak_calls --only '*check_kernels_test' >"$scratch/out" 2>&1 || status=$?
 [ "$status" = 1 ] || fail "status $status with failed tests"
 
 expect() {
@@ -89,8 +108,12 @@ expect $'^door_env\tpass\t'
 expect $'^disabled\tFAIL\t.*stand aside'
 expect $'^graph_mix\tpass\t'
 expect $'^plain_graph_mix\tFAIL\t.*not asked for'
+expect $'^soak_calls\tpass\t1\t'
+expect $'^memcheck_kernels_test\tpass\t2\t0\t0\t'
+expect $'^initcheck_kernels_test\tpass\t2\t0\t0\t'
+expect $'^racecheck_kernels_test\tFAIL\t2\t1\t0\t.*status 9'
 expect $'^demo_nccl_no_mixing\tFAIL\t'
-[ "$(tail -n 1 "$scratch/out")" = "11 passed, 6 failed, 3 skipped" ] || fail "the counts are wrong"
+[ "$(tail -n 1 "$scratch/out")" = "18 passed, 7 failed, 3 skipped" ] || fail "the counts are wrong"
 grep -qE 'C program +graph +256 +6.00 +2.00 +3.00x' "$scratch/out" || fail "the table of figures is wrong"
 if grep -q no-mixing "$scratch/results/times.tsv"; then
     fail "figures of a failed test"
@@ -111,14 +134,20 @@ if [ -s "$scratch/results/times.tsv" ] || [ -e "$scratch/results/times.txt" ]; t
 fi
 
 "$bundle/run" --list >"$scratch/out"
-grep -qx sweep "$scratch/out" || fail "--list lacks a test"
+for name in sweep pdl_order soak_calls racecheck_kernels_test; do
+    grep -qx "$name" "$scratch/out" || fail "--list lacks $name"
+done
+"$bundle/run" --list --quick >"$scratch/out"
+if grep -qxE 'pdl_order|soak_calls|.*check_kernels_test' "$scratch/out"; then
+    fail "a quick run has a long test"
+fi
 
 # A rehearsal: the machine is the file's, and what is too slow in the emulator is left out.
 program threads <<'END'
 printf 'lamprey stats: pid=1 served=1\n%s\n' "${LAMPREY_TOPOLOGY:-}"
 END
 echo '<topology/>' >"$scratch/machine.xml"
-(cd "$scratch" && LAMPREY_RUN_TOPOLOGY=machine.xml "$bundle/run" --only threads --only order_cost) >"$scratch/out" 2>&1 ||
+(cd "$scratch" && LAMPREY_RUN_TOPOLOGY=machine.xml "$bundle/run" --only threads --only order_cost --only soak_calls) >"$scratch/out" 2>&1 ||
     fail "the rehearsal failed"
 grep -qx "$scratch/machine.xml" "$scratch/results/logs/threads.log" || fail "the topology did not reach the program"
 [ "$(tail -n 1 "$scratch/out")" = "1 passed, 0 failed, 0 skipped" ] || fail "the counts are wrong in a rehearsal"
