@@ -235,7 +235,7 @@ TEST_F(TwoRanks, LeaveIdleLanesAlone)
 {
     open(2);
     const Call small = {LAMPREY_REFERENCE_F32, 4};
-    // Every lane is full in every round but the last, in which the first lane alone has data.
+    // Fills every lane, in one round.
     const uint64_t round = (uint64_t)kLanes * row_vectors(small) * 4;
     run(small, data_kind::numbers, 1);
     run({LAMPREY_REFERENCE_F32, round}, data_kind::numbers, 2);
@@ -247,6 +247,24 @@ TEST_F(TwoRanks, LeaveIdleLanesAlone)
     EXPECT_EQ(lanes[0].dirty, 1u | LAMPREY_DIRTY_TWO_SHOT);
     EXPECT_EQ(lanes[kLanes - 1].round, 1u);
     EXPECT_EQ(lanes[kLanes - 1].dirty, row_vectors(small));
+}
+
+// In the last round of a message there may be no data left for some lanes.
+TEST_F(TwoRanks, LeaveLanesAloneThatHaveNoDataLeft)
+{
+    open(2, 8);
+    const Call call = {LAMPREY_REFERENCE_F32, 25 * 4}; // vectors: 6 lanes of 3, then 3, 3 and 1
+    run(call, data_kind::numbers, 1);
+    lamprey_lane lanes[kLanes];
+    CHECK_CU(cuCtxSetCurrent(ranks_[1].context));
+    CHECK_CU(cuMemcpyDtoH(lanes, ranks_[1].lanes, sizeof lanes));
+    for (uint32_t lane = 0; lane < kLanes; lane++) {
+        const uint32_t rounds = lane < 3 ? 2 : 1;
+        EXPECT_EQ(lanes[lane].round, rounds) << "lane " << lane;
+        EXPECT_EQ(lanes[lane].slot, rounds) << "lane " << lane;
+        EXPECT_EQ(lanes[lane].dirty, 3u) << "lane " << lane;
+    }
+    run(call, data_kind::numbers, 2);
 }
 
 TEST_F(TwoRanks, LeaveWhenAborted)
