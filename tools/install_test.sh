@@ -112,6 +112,7 @@ done
 
 # The settings are the library's: every name of README's table, and what is set here.
 LAMPREY_MAX_BYTES=64K "$prefix/bin/lamprey" settings >"$scratch/settings"
+# shellcheck disable=SC2016 # quotes of Markdown
 diff <(tools/settings_table | sed 's/^| `\([A-Z_]*\)`.*/\1/') <(sed -n 's/^\([A-Z_]*\) (.*/\1/p' "$scratch/settings") ||
     fail "lamprey settings lists other names"
 grep -qxF "LAMPREY_MAX_BYTES (default: -1; here: 64K)" "$scratch/settings" || fail "lamprey settings shows no value"
