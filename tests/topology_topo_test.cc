@@ -82,6 +82,10 @@ TEST(TopoTest, KnowsWhatTheKernelsAreFor)
     Outcome run = topo("--xml tests/fixtures/dgx-2-16.xml");
     expect_line(run, "One rank on each of the 16 GPUs: NVLink domain: host");
     expect_line(run, "Served: no: rank 0: there are no kernels for sm_70");
+    run = topo("--xml tests/fixtures/container-2-of-8.xml");
+    expect_line(run, "One rank on each of the 8 GPUs: NVLink domain: none: nothing is known of the "
+                     "NVLinks of rank 0's GPU");
+    expect_line(run, "Served: no");
 }
 
 TEST(TopoTest, PrintsWhatIsUnknown)

@@ -155,7 +155,7 @@ static void draw_gpu(const struct picture *picture, size_t index)
     snprintf(text, sizeof(text), "sm %s%s", gpu->sm[0] != '\0' ? gpu->sm : "?",
              links->mig != 0 ? ", MIG on" : "");
     if (gpu->numa >= 0) {
-        snprintf(text + strlen(text), sizeof(text) - strlen(text), ", NUMA node %d", gpu->numa);
+        snprintf(text + strlen(text), sizeof(text) - strlen(text), ", NUMA %d", gpu->numa);
     }
     put_text(out, left, top + 2 * LINE, "", text);
     if (links->kind == LAMPREY_NVLINK_UNKNOWN || links->kind == LAMPREY_NVLINK_NONE) {

@@ -23,7 +23,17 @@ static int capability_of(const char *sm)
     return sscanf(sm, "%d.%d", &major, &minor) == 2 ? 10 * major + minor : 0;
 }
 
-static void fill_record(const struct lamprey_rank *rank, size_t index, size_t n,
+/* GPUs of which it is unknown are taken for the others' kind: their links are what is refused. */
+static int known_capability(const struct lamprey_rank *ranks, size_t n)
+{
+    int capability = 0;
+    for (size_t i = 0; i < n && capability == 0; i++) {
+        capability = capability_of(ranks[i].sm);
+    }
+    return capability;
+}
+
+static void fill_record(const struct lamprey_rank *rank, size_t index, size_t n, int otherwise,
                         struct lamprey_record *record)
 {
     record->magic = LAMPREY_RECORD_MAGIC;
@@ -32,6 +42,7 @@ static void fill_record(const struct lamprey_rank *rank, size_t index, size_t n,
     record->rank = (uint32_t)index;
     record->nranks = (uint32_t)n;
     record->capability = capability_of(rank->sm);
+    record->capability = record->capability != 0 ? record->capability : otherwise;
     record->resident_ctas = UINT32_MAX;
     record->max_bytes = MAX_BYTES_BY_WORLD_SIZE;
     record->max_ctas = MAX_CTAS;
@@ -60,9 +71,10 @@ int lamprey_verdict_give(const struct lamprey_rank *ranks, size_t n,
     struct lamprey_record *records = calloc(n + 1, sizeof(*records));
     struct lamprey_domain_record *domains = calloc(n + 1, sizeof(*domains));
     int result = ENOMEM;
+    int capability = known_capability(ranks, n);
     if (records != NULL && domains != NULL && n <= INT_MAX) {
         for (size_t i = 0; i < n; i++) {
-            fill_record(&ranks[i], i, n, &records[i]);
+            fill_record(&ranks[i], i, n, capability, &records[i]);
             domains[i] = ranks[i].record;
         }
         memset(verdict, 0, sizeof(*verdict));
