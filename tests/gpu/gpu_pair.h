@@ -94,7 +94,7 @@ inline void launch(CUkernel kernel, uint32_t ctas, uint32_t threads, CUstream st
 // memory, the loading of code.
 class GpuPair {
   public:
-    // Ends the program with 77 where there are no two GPUs.
+    // Ends the program with 77 where there are no two GPUs with programmatic dependent launch.
     GpuPair(uint32_t lanes, uint32_t slot_cells)
         : lanes_(lanes), most_slot_cells_(slot_cells), slot_cells_{slot_cells, slot_cells}
     {
@@ -107,7 +107,14 @@ class GpuPair {
             exit(77);
         }
         for (int rank = 0; rank < kRanks; rank++) {
+            int major = 0;
             CHECK_CU(cuDeviceGet(&gpus_[rank].device, rank));
+            CHECK_CU(cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                                          gpus_[rank].device));
+            if (major < 9) {
+                fprintf(stderr, "skipped: GPU %d has no programmatic dependent launch\n", rank);
+                exit(77);
+            }
             CHECK_CU(cuDevicePrimaryCtxRetain(&gpus_[rank].context, gpus_[rank].device));
         }
         CHECK_CU(
