@@ -109,6 +109,14 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
         }
     }
 
+    /* From now on the lane sends nothing, in this call and in those behind it: a peer that comes
+     * late must find its data missing, not that of a later call. */
+    LAMPREY_INLINE void leave()
+    {
+        aborted = true;
+        store_relaxed_sys(&p.lanes[lane].dead, 1);
+    }
+
     /* since: when this wait was first looked at; 0 before. */
     LAMPREY_INLINE void look_for_alarm(unsigned polls, uint64_t &since)
     {
@@ -116,13 +124,13 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
             return;
         }
         if (load_relaxed_sys(p.alarm + LAMPREY_ALARM_ABORT) != 0) {
-            aborted = true;
+            leave();
         } else if (p.timeout_ms != 0) {
             const uint64_t now = nanoseconds();
             since = since == 0 ? now : since;
             if (now - since > p.timeout_ms * (uint64_t)1000000) {
                 store_relaxed_sys(p.alarm + LAMPREY_ALARM_TIMED_OUT, 1);
-                aborted = true;
+                leave();
             }
         }
     }
@@ -219,7 +227,7 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
                 own = load_clean(first_vector + index);
             }
 #pragma unroll
-            for (unsigned k = 1; k < (RANKS ? RANKS : nranks); k++) {
+            for (unsigned k = 1; k < (RANKS ? RANKS : nranks) && !aborted; k++) {
                 packet::send(cell(k, slot, p.rank, row_cells, index), own);
             }
         });
@@ -256,7 +264,7 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
                     if (k < nranks && has_vector(first_vector, k, index)) {
                         if (k == 0) {
                             own = input[i];
-                        } else {
+                        } else if (!aborted) {
                             packet::send(cell(k, slot, p.rank, row_cells, index), input[i]);
                         }
                     }
@@ -326,6 +334,7 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
     {
         /* The state's load overlaps the first input's. */
         const vector state = load(reinterpret_cast<const vector *>(p.lanes + lane));
+        const uint32_t dead = load(&p.lanes[lane].dead);
         constexpr bool one_shot = ALGORITHM == LAMPREY_ONE_SHOT;
         const unsigned lane_vectors = p.lane_vectors * (one_shot ? 1 : nranks);
         uint64_t first = (uint64_t)lane * lane_vectors;
@@ -336,6 +345,9 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
         }
         prepare_addresses();
         early = packet::clean(early);
+        if (dead) {
+            return;
+        }
         slot = state.word[0];
         unsigned dirty = state.word[1];
         uint64_t round = (uint64_t)state.word[3] << 32 | state.word[2];
@@ -358,8 +370,10 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
             if (SIMPLE || last) {
                 return;
             }
+            /* What other threads received and cleared comes before what this one pushes next. */
             fence_sys();
             block_sync();
+            fence_sys();
             slot = next_slot;
             dirty = filled;
             first = following;

@@ -23,7 +23,7 @@ const char *lamprey_kernel_name(int kernel)
 
 uint32_t lamprey_kernel_threads(int kernel)
 {
-    return lamprey_max_threads(kernels[kernel].ranks);
+    return lamprey_max_threads(kernels[kernel].algorithm, kernels[kernel].ranks);
 }
 
 int lamprey_kernel_of(enum lamprey_algorithm algorithm, enum lamprey_element element,

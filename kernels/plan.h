@@ -8,7 +8,7 @@
 
 #define LAMPREY_MIN_THREADS 128
 #define LAMPREY_MAX_THREADS 512       /* registers for up to 8 ranks' vectors in flight */
-#define LAMPREY_MAX_THREADS_PAIR 1024 /* for 2 ranks */
+#define LAMPREY_MAX_THREADS_PAIR 1024 /* one-shot for 2 ranks */
 
 struct lamprey_plan {
     uint32_t ctas;
@@ -17,9 +17,10 @@ struct lamprey_plan {
     uint32_t rounds;
 };
 
-static inline uint32_t lamprey_max_threads(uint32_t nranks)
+static inline uint32_t lamprey_max_threads(enum lamprey_algorithm algorithm, uint32_t nranks)
 {
-    return nranks == 2 ? LAMPREY_MAX_THREADS_PAIR : LAMPREY_MAX_THREADS;
+    return algorithm == LAMPREY_ONE_SHOT && nranks == 2 ? LAMPREY_MAX_THREADS_PAIR
+                                                        : LAMPREY_MAX_THREADS;
 }
 
 static inline uint64_t lamprey_divide_up(uint64_t a, uint64_t b)
@@ -46,8 +47,9 @@ static inline struct lamprey_plan lamprey_plan_of(enum lamprey_algorithm algorit
 {
     const uint64_t each =
         lamprey_divide_up(vectors, algorithm == LAMPREY_TWO_SHOT ? nranks : 1); /* of a row */
-    const uint32_t most =
-        row_vectors < lamprey_max_threads(nranks) ? row_vectors : lamprey_max_threads(nranks);
+    const uint32_t most = row_vectors < lamprey_max_threads(algorithm, nranks)
+                              ? row_vectors
+                              : lamprey_max_threads(algorithm, nranks);
     uint64_t width = LAMPREY_MIN_THREADS;
     while (width < lamprey_divide_up(each, 32)) {
         width *= 2;

@@ -155,6 +155,13 @@ LAMPREY_DEVICE vector load(const vector *pointer)
     return v;
 }
 
+LAMPREY_DEVICE uint32_t load(const uint32_t *pointer)
+{
+    uint32_t value;
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(value) : "l"(pointer) : "memory");
+    return value;
+}
+
 LAMPREY_DEVICE void store(vector *pointer, const vector &v)
 {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.word[0]),

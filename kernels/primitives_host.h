@@ -146,6 +146,11 @@ LAMPREY_DEVICE vector load(const vector *pointer)
     return v;
 }
 
+LAMPREY_DEVICE uint32_t load(const uint32_t *pointer)
+{
+    return __atomic_load_n(pointer, __ATOMIC_RELAXED);
+}
+
 LAMPREY_DEVICE void store(vector *pointer, const vector &v)
 {
     memcpy(pointer, &v, sizeof v);

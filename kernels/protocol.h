@@ -56,6 +56,8 @@ struct lamprey_lane {
     uint32_t slot;  /* of the next round; kept apart from the round, since 2^32 mod 3 is not 0 */
     uint32_t dirty; /* what the last round filled: cells of each row, and LAMPREY_DIRTY_TWO_SHOT */
     uint64_t round; /* rounds done */
+    uint32_t dead;  /* non-zero: a call was left, so the ranks are out of step for good */
+    uint32_t reserved[3];
 };
 
 #define LAMPREY_DIRTY_TWO_SHOT 0x80000000u
@@ -100,7 +102,7 @@ struct lamprey_near_params {
 #else
 #define LAMPREY_ASSERT _Static_assert
 #endif
-LAMPREY_ASSERT(sizeof(struct lamprey_lane) == 16, "one vector load");
+LAMPREY_ASSERT(sizeof(struct lamprey_lane) == 32, "its first half is one vector load");
 LAMPREY_ASSERT(sizeof(struct lamprey_near_params) == 152, "the same on host and device");
 LAMPREY_ASSERT(sizeof(struct lamprey_all_reduce_params) == 664, "the same on host and device");
 LAMPREY_ASSERT(offsetof(struct lamprey_all_reduce_params, staging) ==

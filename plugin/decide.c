@@ -84,7 +84,10 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     uint32_t lanes = records[0].max_ctas;
     for (int rank = 0; rank < nranks; rank++) {
         domain[rank] = records[rank].domain;
-        uint32_t resident = records[rank].resident_ctas / ranks_on_gpu_of(records, rank, nranks);
+        /* Half of what the GPU holds, so that two communicators whose calls come in different
+         * orders on different GPUs still run together. */
+        uint32_t resident = lamprey_divide_up(
+            records[rank].resident_ctas / ranks_on_gpu_of(records, rank, nranks), 2);
         lanes = resident < lanes ? resident : lanes;
     }
     enum lamprey_domain kind = lamprey_domain_decide(domain, (size_t)nranks, reason, reason_size);
@@ -101,7 +104,9 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     agreed.max_bytes = limited ? (uint64_t)records[0].max_bytes : limits.max_bytes;
     agreed.max_integer_bytes = limited ? agreed.max_bytes : limits.max_integer_bytes;
     if (lanes == 0 || agreed.max_bytes == 0) {
-        snprintf(reason, reason_size, "the settings leave no message to serve");
+        snprintf(reason, reason_size, "%s",
+                 lanes == 0 ? "the ranks on one GPU are more than it holds"
+                            : "the settings leave no message to serve");
         return agreed;
     }
     /* More lanes than the largest message has CTAs for would own memory that is never used. */

@@ -62,6 +62,11 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
     struct lamprey_order_step step;
     bool pushed = false;
 
+    /* The ranks are out of step: nothing that follows could be right. */
+    if (lamprey_workspace_timed_out(workspace)) {
+        lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
+        return ncclRemoteError;
+    }
     enum lamprey_status status = lamprey_device_enter(device, &pushed);
     if (status) {
         goto failed;

@@ -25,7 +25,7 @@ std::vector<lamprey_record> records(int n)
         record.rank = i;
         record.nranks = n;
         record.capability = 90;
-        record.resident_ctas = 1584;
+        record.resident_ctas = 264;
         record.max_bytes = -1;
         record.max_ctas = 128;
         record.has_fp8 = 1;
@@ -110,7 +110,7 @@ TEST(Decide, TakesTheSmallestGpuAndSharesIt)
     auto all = records(2);
     all[1].resident_ctas = 100;
     char reason[256];
-    EXPECT_EQ(lamprey_agree(all.data(), 2, reason, sizeof reason).lanes, 100u);
+    EXPECT_EQ(lamprey_agree(all.data(), 2, reason, sizeof reason).lanes, 50u);
 
     all = records(4);
     for (int i = 0; i < 4; i++) {
@@ -119,7 +119,7 @@ TEST(Decide, TakesTheSmallestGpuAndSharesIt)
         all[i].domain.share_gpu = 1;
         all[i].resident_ctas = 132;
     }
-    EXPECT_EQ(lamprey_agree(all.data(), 4, reason, sizeof reason).lanes, 66u) << reason;
+    EXPECT_EQ(lamprey_agree(all.data(), 4, reason, sizeof reason).lanes, 33u) << reason;
 }
 
 TEST(Decide, KeepsStagingUnderTheCap)
@@ -270,7 +270,8 @@ TEST(Decide, CoversEveryVectorWithItsPlan)
                     const uint64_t shards = algorithm == LAMPREY_TWO_SHOT ? nranks : 1;
                     ASSERT_LE(plan.ctas, lanes);
                     ASSERT_GE(plan.threads, plan.lane_vectors);
-                    ASSERT_LE(plan.threads, lamprey_max_threads(nranks));
+                    ASSERT_LE(plan.threads,
+                              lamprey_max_threads((lamprey_algorithm)algorithm, nranks));
                     ASSERT_LE(plan.lane_vectors, row);
                     ASSERT_GE(shards * plan.ctas * plan.lane_vectors * plan.rounds, vectors);
                     ASSERT_LT(shards * plan.ctas * plan.lane_vectors * (plan.rounds - 1), vectors)

@@ -30,6 +30,7 @@ namespace lamprey_test {
     } while (0)
 
 constexpr uint32_t kLanes = 6;
+constexpr uint32_t kAlarmStride = 8; // words
 constexpr uint64_t kMaxBytes = 1 << 18;
 constexpr uint64_t kSlack = 128; // room for misaligned buffers, and for guard bytes behind them
 
@@ -120,9 +121,9 @@ class KernelWorld : public ::testing::Test {
             CHECK_CU(cuLibraryLoadData(&library(), lamprey_fatbin, nullptr, nullptr, 0, nullptr,
                                        nullptr, 0));
         }
-        CHECK_CU(cuMemHostAlloc((void **)&abort_, 4096,
+        CHECK_CU(cuMemHostAlloc((void **)&alarms_, 4096,
                                 CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP));
-        memset(abort_, 0, 4096);
+        memset(alarms_, 0, 4096);
         timeout_ms_ = 0;
     }
 
@@ -153,9 +154,9 @@ class KernelWorld : public ::testing::Test {
             cuMemFree(rank.send);
             cuMemFree(rank.recv);
         }
-        if (abort_) {
-            cuMemFreeHost(abort_);
-            abort_ = nullptr;
+        if (alarms_) {
+            cuMemFreeHost(alarms_);
+            alarms_ = nullptr;
         }
         ranks_.clear();
     }
@@ -165,6 +166,11 @@ class KernelWorld : public ::testing::Test {
     {
         static CUlibrary loaded = nullptr;
         return loaded;
+    }
+
+    uint32_t &alarm(uint32_t rank, int which)
+    {
+        return alarms_[rank * kAlarmStride + which];
     }
 
     uint32_t row_vectors(const Call &call) const
@@ -189,8 +195,8 @@ class KernelWorld : public ::testing::Test {
         params.lanes = (lamprey_lane *)rank.lanes;
         CUdeviceptr abort = 0;
         CHECK_CU(cuCtxSetCurrent(rank.context));
-        CHECK_CU(cuMemHostGetDevicePointer(&abort, abort_, 0));
-        params.alarm = (uint32_t *)abort;
+        CHECK_CU(cuMemHostGetDevicePointer(&abort, alarms_, 0));
+        params.alarm = (uint32_t *)abort + r * kAlarmStride;
         params.rank = r;
         params.op = (uint32_t)call.op; // in the same order
         params.timeout_ms = timeout_ms_;
@@ -297,7 +303,7 @@ class KernelWorld : public ::testing::Test {
     uint32_t slot_cells_ = 0;
     std::vector<Rank> ranks_;
     std::vector<bytes> inputs_;
-    uint32_t *abort_ = nullptr; // the alarm
+    uint32_t *alarms_ = nullptr;
     uint32_t timeout_ms_ = 0;
 };
 

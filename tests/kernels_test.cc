@@ -279,7 +279,7 @@ TEST_F(TwoRanks, LeaveWhenAborted)
         CHECK_CU(cuCtxSetCurrent(ranks_[0].context));
         EXPECT_EQ(cuStreamQuery(ranks_[0].stream), CUDA_ERROR_NOT_READY);
         const auto start = std::chrono::steady_clock::now();
-        __atomic_store_n(abort_, 1u, __ATOMIC_RELEASE);
+        __atomic_store_n(&alarm(0, LAMPREY_ALARM_ABORT), 1u, __ATOMIC_RELEASE);
         CHECK_CU(cuStreamSynchronize(ranks_[0].stream));
         EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
     }
@@ -292,7 +292,7 @@ TEST_F(TwoRanks, LeaveWhenTimeIsUp)
         open(nranks);
         const Call call = {LAMPREY_REFERENCE_BF16, 3000};
         run(call, data_kind::numbers, 1);
-        EXPECT_EQ(abort_[LAMPREY_ALARM_TIMED_OUT], 0u);
+        EXPECT_EQ(alarm(1, LAMPREY_ALARM_TIMED_OUT), 0u);
         timeout_ms_ = 200;
         upload(call, data_kind::numbers, 2);
         synchronize();
@@ -304,8 +304,50 @@ TEST_F(TwoRanks, LeaveWhenTimeIsUp)
         const auto waited = std::chrono::steady_clock::now() - start;
         EXPECT_GE(waited, std::chrono::milliseconds(200));
         EXPECT_LT(waited, std::chrono::seconds(5));
-        EXPECT_EQ(__atomic_load_n(&abort_[LAMPREY_ALARM_TIMED_OUT], __ATOMIC_ACQUIRE), 1u);
-        EXPECT_EQ(abort_[LAMPREY_ALARM_ABORT], 0u);
+        EXPECT_EQ(__atomic_load_n(&alarm(1, LAMPREY_ALARM_TIMED_OUT), __ATOMIC_ACQUIRE), 1u);
+        EXPECT_EQ(alarm(1, LAMPREY_ALARM_ABORT), 0u);
+    }
+}
+
+// A rank that left a call sends nothing any more: its peer, coming late, must not take the data of
+// a later call for that of an earlier one.
+TEST_F(TwoRanks, SendNothingAfterACallWasLeft)
+{
+    for (lamprey_algorithm algorithm : kAlgorithms) {
+        for (uint64_t count : {(uint64_t)300, (uint64_t)9000}) { // one round; many
+            open(2);
+            Call calls[5] = {};
+            for (uint64_t i = 0; i < 5; i++) {
+                calls[i] = {LAMPREY_REFERENCE_BF16, count, algorithm};
+                calls[i].send_offset = calls[i].recv_offset = i * 10000;
+            }
+            const Call all = {LAMPREY_REFERENCE_BF16, 50000};
+            upload(all, data_kind::numbers, 1);
+            synchronize();
+            for (const Call &call : calls) {
+                launch(0, call);
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(50));
+            __atomic_store_n(&alarm(0, LAMPREY_ALARM_ABORT), 1u, __ATOMIC_RELEASE);
+            CHECK_CU(cuCtxSetCurrent(ranks_[0].context));
+            CHECK_CU(cuStreamSynchronize(ranks_[0].stream));
+            timeout_ms_ = 100;
+            for (const Call &call : calls) {
+                launch(1, call);
+            }
+            CHECK_CU(cuCtxSetCurrent(ranks_[1].context));
+            CHECK_CU(cuStreamSynchronize(ranks_[1].stream));
+            EXPECT_EQ(alarm(1, LAMPREY_ALARM_TIMED_OUT), 1u);
+            const bytes expected = lamprey_test::all_reduce_sum(all.type, inputs_);
+            bytes got(expected.size());
+            CHECK_CU(cuMemcpyDtoH(got.data(), ranks_[1].recv, got.size()));
+            for (size_t i = 0; i < got.size(); i += 2) {
+                const bool poison = got[i] == 0x5a && got[i + 1] == 0x5a;
+                const bool right = got[i] == expected[i] && got[i + 1] == expected[i + 1];
+                ASSERT_TRUE(poison || right)
+                    << "element " << i / 2 << ", algorithm " << algorithm << ", count " << count;
+            }
+        }
     }
 }
 
