@@ -4,13 +4,16 @@
 #include <thread>
 #include <vector>
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/all_reduce.cuh"
 
 namespace lamprey {
+bool stores_are_delayed = getenv("LAMPREY_EMULATOR_DELAYED_STORES") != nullptr;
+thread_local store_buffer delayed_stores;
 thread_local host_thread current_thread = {1, 0, 0, 1, nullptr};
-}
+} // namespace lamprey
 
 struct lamprey_host_kernel {
     const char *name;
@@ -40,6 +43,7 @@ void run_thread(const lamprey_host_kernel *kernel, unsigned grid, unsigned threa
     for (unsigned cta = 0; cta < grid; cta++) {
         lamprey::current_thread = {grid, cta, thread, block, barrier};
         kernel->run(params);
+        lamprey::delayed_stores.perform_all();
     }
 }
 

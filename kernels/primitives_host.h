@@ -10,6 +10,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "kernels/store_buffer.h"
+
 #define LAMPREY_DEVICE static inline
 #define LAMPREY_INLINE inline /* in a class */
 #define LAMPREY_NOINLINE static
@@ -67,6 +69,13 @@ LAMPREY_DEVICE void launch_dependents()
 {
 }
 
+/* Whoever is to write may need this processor, or be this very thread. */
+LAMPREY_DEVICE void yield_to_writers()
+{
+    delayed_stores.perform_one();
+    sched_yield();
+}
+
 LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
 {
     vector v;
@@ -76,7 +85,7 @@ LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
         pending |= v.word[i] == 0xffffffffu;
     }
     if (pending) {
-        sched_yield(); /* whoever is to write may need this processor */
+        yield_to_writers();
     }
     return v;
 }
@@ -84,7 +93,7 @@ LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
 LAMPREY_DEVICE void store_relaxed_sys(vector *pointer, const vector &v)
 {
     for (int i = 0; i < 4; i++) {
-        __atomic_store_n(&pointer->word[i], v.word[i], __ATOMIC_RELAXED);
+        perform_store(&pointer->word[i], v.word[i]);
     }
 }
 
@@ -99,7 +108,7 @@ LAMPREY_DEVICE vector load_relaxed_sys_pairs(const vector *pointer)
         pending |= v.word[2 * i + 1] == 0xffffffffu;
     }
     if (pending) {
-        sched_yield();
+        yield_to_writers();
     }
     return v;
 }
@@ -108,12 +117,13 @@ LAMPREY_DEVICE void store_relaxed_sys_pairs(vector *pointer, const vector &v)
 {
     for (int i = 0; i < 2; i++) {
         const uint64_t pair = (uint64_t)v.word[2 * i + 1] << 32 | v.word[2 * i];
-        __atomic_store_n((uint64_t *)pointer + i, pair, __ATOMIC_RELAXED);
+        perform_store((uint64_t *)pointer + i, pair);
     }
 }
 
 LAMPREY_DEVICE void fence_sys()
 {
+    delayed_stores.perform_all();
 #ifdef __SANITIZE_THREAD__ /* which knows no fences */
     static int meeting_point;
     __atomic_fetch_add(&meeting_point, 1, __ATOMIC_SEQ_CST);
