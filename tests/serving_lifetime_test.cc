@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// Aborts, forks, failures on the way, and what is left behind.
+#include "tests/serving_world.h"
+
+namespace {
+
+using namespace serving_test;
+
+TEST_F(Serving, LeavesKernelsAndSetUpsOnAbort)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
+        if (rank == 0) { // its peer doesn't come
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_BF16, 100) == ncclSuccess);
+            usleep(50000);
+            REQUIRE(cuStreamQuery(self.stream) == CUDA_ERROR_NOT_READY);
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        }
+        meet(2);
+        if (rank == 1) {
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        }
+    });
+    memset(shared, 0, sizeof *shared);
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        if (rank == 0) {
+            self.all_reduce_until_abort(100, [] {});
+        }
+        meet(2);
+        if (rank == 1) {
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        }
+    });
+}
+
+// The process that makes the id forks its ranks afterwards: they are served like any.
+TEST_F(Serving, ServesRanksForkedAfterItWasLoaded)
+{
+    const std::string env = plugin_;
+    processes(1, [&](int) {
+        setenv("NCCL_ENV_PLUGIN", env.c_str(), 1);
+        REQUIRE(ncclGetUniqueId(&shared->id) == ncclSuccess);
+        shared->id_ready = 1;
+        pid_t children[2];
+        for (int rank = 0; rank < 2; rank++) {
+            children[rank] = fork();
+            if (children[rank] == 0) {
+                Rank self(rank, 2);
+                REQUIRE(ncclCommInitRank(&self.comm, 2, shared->id, rank) == ncclSuccess);
+                self.round(LAMPREY_REFERENCE_BF16, 1000, 1);
+                REQUIRE(stats_of(self.comm).served == 1);
+                REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+                _exit(0);
+            }
+        }
+        for (pid_t child : children) {
+            int status = -1;
+            REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+        }
+    });
+}
+
+// A rank that can't even enter the exchange must not run another collective into it.
+TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
+{
+    processes(2, [](int rank) {
+        if (rank == 1) {
+            setenv("LAMPREY_EMULATOR_FAIL", "cuMemCreate:1,cuMemHostAlloc:1", 1);
+        }
+        Rank self(rank, 2);
+        self.init();
+        if (rank == 1) {
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == ncclUnhandledCudaError);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == ncclUnhandledCudaError);
+            REQUIRE(ncclGroupStart() == ncclSuccess);
+            REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == ncclUnhandledCudaError);
+            ncclGroupEnd();
+            meet(2);
+        } else {
+            self.all_reduce_until_abort(100, [] { meet(2); });
+        }
+        meet(2);
+        if (rank == 1) {
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        }
+    });
+}
+
+TEST_F(Serving, RefusesWhereCommunicatorsAreNonBlocking)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        ncclComm_t parent = self.comm;
+        ncclResult_t state = ncclCommSplit(parent, 0, rank, &self.comm, &config);
+        while (state == ncclInProgress) {
+            REQUIRE(ncclCommGetAsyncError(parent, &state) == ncclSuccess);
+        }
+        REQUIRE(state == ncclSuccess);
+        self.round(LAMPREY_REFERENCE_F32, 100, 1, false);
+        REQUIRE(stats_of(self.comm).served == 0);
+        REQUIRE(stats_of(self.comm).communicators_refused == 1);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+        REQUIRE(ncclCommDestroy(parent) == ncclSuccess);
+    });
+}
+
+TEST_F(Serving, LeaksNothingOverManyCommunicators)
+{
+    processes(2, [](int rank) {
+        auto counts = [](size_t *c) { lampreyEmulatorCounts(&c[0], &c[1], &c[2], &c[3], &c[4]); };
+        auto descriptors = [] {
+            int open = 0;
+            for (int fd = 0; fd < 1024; fd++) {
+                open += fcntl(fd, F_GETFD) >= 0;
+            }
+            return open;
+        };
+        Rank self(rank, 2);
+        auto communicator = [&](uint64_t seed, bool with_graph) {
+            if (rank == 0) {
+                shared->id_ready = 0;
+            }
+            meet(2);
+            self.init();
+            self.round(LAMPREY_REFERENCE_BF16, 100, seed);
+            if (with_graph) {
+                CUgraphExec graph = capture(self, LAMPREY_REFERENCE_BF16, 100, 2);
+                REQUIRE(cuGraphLaunch(graph, self.stream) == CUDA_SUCCESS);
+                REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+                REQUIRE(cuGraphExecDestroy(graph) == CUDA_SUCCESS);
+            }
+            REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+            meet(2);
+        };
+        size_t first[5];
+        size_t now[5];
+        for (uint64_t i = 0; i < 4; i++) {
+            communicator(i, false);
+        }
+        counts(first);
+        const int open_first = descriptors();
+        for (uint64_t i = 4; i < 12; i++) {
+            communicator(i, true);
+        }
+        // A graph's references go in the background, and the next set-up cleans up.
+        for (uint64_t i = 0;; i++) {
+            REQUIRE(i < sizeof shared->settled / sizeof shared->settled[0]);
+            communicator(i, false);
+            counts(now);
+            const int settled = memcmp(first, now, sizeof now) == 0 && descriptors() == open_first;
+            __atomic_fetch_add(&shared->settled[i], settled, __ATOMIC_SEQ_CST);
+            meet(2);
+            if (shared->settled[i] == 2) {
+                break;
+            }
+            usleep(100000);
+        }
+    });
+}
+
+// Every set-up gets as far as one rank's fault lets it, and gives all of it back.
+TEST_F(Serving, LeaksNothingWhereSetUpsFail)
+{
+    for (const char *fault : {"cuMemImportFromShareableHandle:0", "cuMemExportToShareableHandle:0",
+                              "cuLibraryGetKernel:0"}) {
+        SCOPED_TRACE(fault);
+        memset(shared, 0, sizeof *shared);
+        processes(2, [&](int rank) {
+            struct Counts {
+                size_t driver[5];
+                int descriptors;
+            };
+            auto count = [] {
+                Counts c = {};
+                lampreyEmulatorCounts(&c.driver[0], &c.driver[1], &c.driver[2], &c.driver[3],
+                                      &c.driver[4]);
+                for (int fd = 0; fd < 1024; fd++) {
+                    c.descriptors += fcntl(fd, F_GETFD) >= 0;
+                }
+                return c;
+            };
+            if (rank == 1) {
+                setenv("LAMPREY_EMULATOR_FAIL", fault, 1);
+            }
+            Rank self(rank, 2);
+            Counts first = {};
+            for (uint64_t i = 0; i < 8; i++) {
+                if (rank == 0) {
+                    shared->id_ready = 0;
+                }
+                meet(2);
+                self.init();
+                self.round(LAMPREY_REFERENCE_F32, 100, i, false);
+                REQUIRE(stats_of(self.comm).communicators_refused == 1);
+                REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+                meet(2);
+                const Counts now = count();
+                first = i == 2 ? now : first; // what is kept for the next set-up is there by then
+                REQUIRE(i <= 2 || memcmp(first.driver, now.driver, sizeof now.driver) == 0);
+                REQUIRE(i <= 2 || first.descriptors == now.descriptors);
+            }
+        });
+    }
+}
+
+} // namespace
