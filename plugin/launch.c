@@ -5,7 +5,8 @@
 #include "plugin/log.h"
 
 static void fill_params(const struct lamprey_workspace *workspace, const struct lamprey_call *call,
-                        const struct lamprey_way *way, struct lamprey_all_reduce_params *params)
+                        const struct lamprey_way *way, uint32_t timeout_ms,
+                        struct lamprey_all_reduce_params *params)
 {
     *params = (struct lamprey_all_reduce_params){
         .send = call->send,
@@ -17,7 +18,7 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
                  lamprey_message_flags(&way->plan, call->send, call->recv, way->bytes) |
                  (lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL ? LAMPREY_FLAG_SIGNAL : 0),
         .op = way->op,
-        .timeout_ms = (uint32_t)lamprey_config_get()->timeout * 1000,
+        .timeout_ms = timeout_ms,
     };
     lamprey_plan_params(&way->plan, workspace->nranks, workspace->slot_cells, call->count,
                         way->vectors, params);
@@ -28,28 +29,33 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
     }
 }
 
-static CUresult launch_kernel(const struct lamprey_device *device, CUfunction kernel,
-                              const struct lamprey_plan *plan, CUstream stream,
-                              struct lamprey_all_reduce_params *params)
+enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *workspace,
+                                          const struct lamprey_call *call,
+                                          const struct lamprey_way *way, uint32_t timeout_ms)
 {
-    void *arguments[] = {params};
+    const struct lamprey_device *device = workspace->device;
+    struct lamprey_all_reduce_params params;
+    void *arguments[] = {&params};
     CUlaunchAttribute overlap = {
         .id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         .value.programmaticStreamSerializationAllowed = 1,
     };
     const bool pdl = lamprey_config_get()->pdl != LAMPREY_PDL_OFF && device->capability >= 90;
     const CUlaunchConfig config = {
-        .gridDimX = plan->ctas,
+        .gridDimX = way->plan.ctas,
         .gridDimY = 1,
         .gridDimZ = 1,
-        .blockDimX = plan->threads,
+        .blockDimX = way->plan.threads,
         .blockDimY = 1,
         .blockDimZ = 1,
-        .hStream = stream,
+        .hStream = call->stream,
         .attrs = pdl ? &overlap : NULL,
         .numAttrs = pdl ? 1 : 0,
     };
-    return device->driver->LaunchKernelEx(&config, kernel, arguments, NULL);
+    fill_params(workspace, call, way, timeout_ms, &params);
+    return lamprey_driver_check(
+        device->driver->LaunchKernelEx(&config, device->kernels[way->kernel], arguments, NULL),
+        "cuLaunchKernelEx");
 }
 
 ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call,
@@ -58,7 +64,6 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
     const struct lamprey_device *device = comm->device;
     struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
     const struct lamprey_way way = lamprey_way_of(&comm->agreed, call->count, call->type, call->op);
-    struct lamprey_all_reduce_params params;
     struct lamprey_order_step step;
     bool pushed = false;
 
@@ -73,10 +78,8 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
     }
     status = lamprey_order_before(&comm->order, workspace, call->stream, &step);
     if (!status) {
-        fill_params(workspace, call, &way, &params);
-        status = lamprey_driver_check(
-            launch_kernel(device, device->kernels[way.kernel], &way.plan, call->stream, &params),
-            "cuLaunchKernelEx");
+        status = lamprey_launch_kernel(workspace, call, &way,
+                                       (uint32_t)lamprey_config_get()->timeout * 1000);
     }
     if (!status) {
         status = lamprey_order_after(&comm->order, workspace, call->stream, &step);

@@ -15,6 +15,11 @@ struct lamprey_call {
     CUstream stream;
 };
 
+/* The kernel alone, in no order with anything. timeout_ms: 0 for none. */
+enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *workspace,
+                                          const struct lamprey_call *call,
+                                          const struct lamprey_way *way, uint32_t timeout_ms);
+
 /* Launches a call that lamprey_decide has found to be ours on a served communicator. Doesn't wait
  * for the GPU. A failure can't go to NCCL any more, since the peers may have launched:
  * ncclUnhandledCudaError. */

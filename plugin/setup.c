@@ -15,6 +15,7 @@
 #include "plugin/log.h"
 #include "plugin/mailbox.h"
 #include "plugin/published.h"
+#include "plugin/selftest.h"
 
 #define MAILBOX_TIMEOUT_MS                                                                         \
     10000 /* every rank is past the vote that comes before, so nobody is late by much */
@@ -192,6 +193,15 @@ static void map_peers(struct setup *setup, struct lamprey_vote *vote)
     }
 }
 
+static void try_stores(struct setup *setup, const struct lamprey_agreed *agreed,
+                       struct lamprey_vote *vote)
+{
+    enum lamprey_status status = lamprey_selftest(&setup->exchange, agreed, setup->workspace);
+    if (status) {
+        refuse(vote, "stores to the peers' memory don't arrive (%s)", lamprey_status_name(status));
+    }
+}
+
 /* False with setup->reason: some rank refuses. */
 static enum lamprey_status take_vote(struct setup *setup, struct lamprey_vote *vote, bool *passed)
 {
@@ -236,6 +246,12 @@ static enum lamprey_status negotiate(struct setup *setup, struct lamprey_agreed 
     }
     memset(&vote, 0, sizeof vote);
     map_peers(setup, &vote);
+    status = take_vote(setup, &vote, &passed);
+    if (status || !passed) {
+        return status;
+    }
+    memset(&vote, 0, sizeof vote);
+    try_stores(setup, agreed, &vote);
     status = take_vote(setup, &vote, &passed);
     agreed->served = !status && passed;
     return status;

@@ -104,7 +104,8 @@ static void destroy(struct lamprey_workspace *workspace)
 
 size_t lamprey_workspace_bytes(uint32_t lanes, uint32_t slot_cells)
 {
-    return lamprey_staging_bytes(lanes, slot_cells) + lanes * sizeof(struct lamprey_lane);
+    return lamprey_staging_bytes(lanes, slot_cells) + lanes * sizeof(struct lamprey_lane) +
+           LAMPREY_SCRATCH_BYTES;
 }
 
 static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream stream)
@@ -131,6 +132,8 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
     }
     if (!status) {
         workspace->lane_states = workspace->own.address + staging;
+        workspace->scratch =
+            workspace->lane_states + workspace->lanes * sizeof(struct lamprey_lane);
         status = lamprey_driver_check(
             driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream),
             "cuMemsetD8Async");

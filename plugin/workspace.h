@@ -9,6 +9,8 @@
 #include "kernels/protocol.h"
 #include "plugin/memory.h"
 
+#define LAMPREY_SCRATCH_BYTES (2 * LAMPREY_MAX_RANKS * LAMPREY_VECTOR_BYTES)
+
 struct lamprey_workspace {
     atomic_uint references; /* the communicator's and those of graphs */
     struct lamprey_workspace *next_dead;
@@ -20,6 +22,7 @@ struct lamprey_workspace {
     struct lamprey_memory own;
     struct lamprey_memory peers[LAMPREY_MAX_RANKS]; /* own rank's entry unused */
     CUdeviceptr lane_states;
+    CUdeviceptr scratch;      /* LAMPREY_SCRATCH_BYTES for the self-test; no peer's business */
     atomic_uint *alarm;       /* host view */
     CUdeviceptr device_alarm; /* the kernels' view */
     CUevent serial;           /* recorded after the communicator's latest work; order.h */

@@ -281,7 +281,7 @@ TEST_F(TwoRanks, LeaveWhenAborted)
         const auto start = std::chrono::steady_clock::now();
         __atomic_store_n(&alarm(0, LAMPREY_ALARM_ABORT), 1u, __ATOMIC_RELEASE);
         CHECK_CU(cuStreamSynchronize(ranks_[0].stream));
-        EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+        EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
     }
 }
 
@@ -303,7 +303,7 @@ TEST_F(TwoRanks, LeaveWhenTimeIsUp)
         synchronize();
         const auto waited = std::chrono::steady_clock::now() - start;
         EXPECT_GE(waited, std::chrono::milliseconds(200));
-        EXPECT_LT(waited, std::chrono::seconds(5));
+        EXPECT_LT(waited, std::chrono::seconds(60));
         EXPECT_EQ(__atomic_load_n(&alarm(1, LAMPREY_ALARM_TIMED_OUT), __ATOMIC_ACQUIRE), 1u);
         EXPECT_EQ(alarm(1, LAMPREY_ALARM_ABORT), 0u);
     }

@@ -53,6 +53,16 @@ TEST_F(Serving, FallsBackTogetherWhenMemoryOrMappingFails)
     }
 }
 
+// Memory that can be mapped but not reached is found before any call uses it.
+TEST_F(Serving, RefusesPeersThatStoresDoNotReach)
+{
+    expect_refused(3, [](int rank) {
+        if (rank == 1) {
+            setenv("LAMPREY_EMULATOR_DEAF_IMPORTS", "1", 1);
+        }
+    });
+}
+
 TEST_F(Serving, RefusesAnOldDriver)
 {
     expect_refused(2, [](int rank) {

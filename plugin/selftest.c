@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "plugin/selftest.h"
+
+#include <string.h>
+
+#include "plugin/launch.h"
+
+#define TIMEOUT_MS 10000 /* the ranks have just met, so they come within moments of each other */
+#define WORDS_PER_RANK (LAMPREY_VECTOR_BYTES / 4)
+
+/* Another value for every rank and place. */
+static uint32_t word_of(uint32_t rank, uint32_t index)
+{
+    return (rank * 4099 + index + 1) * 2654435761u;
+}
+
+static enum lamprey_status run(struct lamprey_exchange *exchange,
+                               const struct lamprey_agreed *agreed,
+                               struct lamprey_workspace *workspace, uint32_t *words, size_t bytes)
+{
+    const struct lamprey_driver *driver = workspace->device->driver;
+    const CUdeviceptr recv = workspace->scratch + LAMPREY_SCRATCH_BYTES / 2;
+    const struct lamprey_call call = {
+        .send = (const void *)workspace->scratch,
+        .recv = (void *)recv,
+        .count = bytes / sizeof *words, /* two-shot gives every rank a part of it */
+        .type = ncclUint32,
+        .op = ncclSum,
+        .stream = exchange->stream,
+    };
+    const struct lamprey_way way = lamprey_way_of(agreed, call.count, call.type, call.op);
+    enum lamprey_status status = lamprey_driver_check(
+        driver->MemcpyHtoDAsync(workspace->scratch, words, bytes, exchange->stream),
+        "cuMemcpyHtoDAsync");
+    if (!status) {
+        status = lamprey_launch_kernel(workspace, &call, &way, TIMEOUT_MS);
+    }
+    if (!status) { /* whoever frees the memory waits for this */
+        status = lamprey_driver_check(driver->EventRecord(workspace->serial, exchange->stream),
+                                      "cuEventRecord");
+    }
+    if (!status) {
+        status = lamprey_exchange_wait(exchange);
+    }
+    if (!status) {
+        status = lamprey_driver_check(driver->MemcpyDtoHAsync(words, recv, bytes, exchange->stream),
+                                      "cuMemcpyDtoHAsync");
+    }
+    return status ? status : lamprey_exchange_wait(exchange);
+}
+
+enum lamprey_status lamprey_selftest(struct lamprey_exchange *exchange,
+                                     const struct lamprey_agreed *agreed,
+                                     struct lamprey_workspace *workspace)
+{
+    uint32_t words[LAMPREY_MAX_RANKS * WORDS_PER_RANK];
+    const uint32_t count = agreed->nranks * WORDS_PER_RANK;
+    for (uint32_t i = 0; i < count; i++) {
+        words[i] = word_of(workspace->rank, i);
+    }
+    enum lamprey_status status = run(exchange, agreed, workspace, words, count * sizeof *words);
+    if (status) {
+        lamprey_workspace_abort(workspace);
+        return status;
+    }
+    if (lamprey_workspace_timed_out(workspace)) {
+        return LAMPREY_ERROR_SYSTEM;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t sum = 0;
+        for (uint32_t rank = 0; rank < agreed->nranks; rank++) {
+            sum += word_of(rank, i);
+        }
+        if (words[i] != sum) {
+            return LAMPREY_ERROR_SYSTEM;
+        }
+    }
+    return LAMPREY_OK;
+}
