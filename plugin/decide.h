@@ -45,7 +45,7 @@ struct lamprey_record {
     uint8_t reserved[LAMPREY_RECORD_BYTES - 216 - sizeof(struct lamprey_domain_record)];
 };
 
-/* The second and third exchange: does the last step stand everywhere? */
+/* The exchanges after the first: does the last step stand everywhere? */
 struct lamprey_vote {
     uint64_t magic;
     uint32_t refuses;

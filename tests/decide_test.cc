@@ -128,6 +128,7 @@ TEST(Decide, KeepsStagingUnderTheCap)
     for (lamprey_record &record : all) {
         record.max_bytes = 64 << 20;
         record.max_ctas = 1024;
+        record.resident_ctas = 4096;
     }
     char reason[256];
     const lamprey_agreed agreed = lamprey_agree(all.data(), 8, reason, sizeof reason);
