@@ -131,12 +131,12 @@ template <class STORAGE, class NUMBER> struct integer {
     static constexpr int group = bits == 64 ? 2 : 1;
     static LAMPREY_INLINE void unpack(const uint32_t *word, NUMBER *numbers)
     {
-        if (bits == 64) {
+        if constexpr (bits == 64) {
             numbers[0] = (NUMBER)((uint64_t)word[1] << 32 | word[0]);
-            return;
-        }
-        for (int i = 0; i < 32 / bits; i++) {
-            numbers[i] = (STORAGE)(*word >> i * bits);
+        } else {
+            for (int i = 0; i < 32 / bits; i++) {
+                numbers[i] = (STORAGE)(*word >> i * bits);
+            }
         }
     }
     static LAMPREY_INLINE vector pack(const NUMBER *numbers)

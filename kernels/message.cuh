@@ -27,14 +27,14 @@ LAMPREY_DEVICE vector select(bool first, const vector &a, const vector &b)
 /* f(index) for the vectors below count that are this thread's. */
 template <class F> LAMPREY_DEVICE void each_vector(unsigned count, F f)
 {
-    if (thread_has_one_vector) {
+    if constexpr (thread_has_one_vector) {
         if (thread_index() < count) {
             f(thread_index());
         }
-        return;
-    }
-    for (unsigned index = thread_index(); index < count; index += block_size()) {
-        f(index);
+    } else {
+        for (unsigned index = thread_index(); index < count; index += block_size()) {
+            f(index);
+        }
     }
 }
 
