@@ -158,19 +158,35 @@ void lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms)
 void lamprey_comm_await_setup(const struct lamprey_comm *comm)
 {
     const int64_t start = now_ms();
-    while (atomic_load(&comm->setting_up) > 0 && now_ms() - start < 50) {
+    while (atomic_load(&comm->in_nccl) > 0 && now_ms() - start < 50) {
         pause_shortly();
     }
 }
 
-void lamprey_comm_close(ncclComm_t handle, bool abort)
+bool lamprey_comm_enter_nccl(struct lamprey_comm *comm)
+{
+    atomic_fetch_add(&comm->in_nccl, 1);
+    if (!atomic_load(&comm->aborted)) {
+        return true;
+    }
+    lamprey_comm_leave_nccl(comm);
+    return false;
+}
+
+void lamprey_comm_leave_nccl(struct lamprey_comm *comm)
+{
+    atomic_fetch_sub(&comm->in_nccl, 1);
+}
+
+void lamprey_comm_close(ncclComm_t handle, enum lamprey_ending ending)
 {
     struct lamprey_comm *comm = lamprey_comm_find(handle);
     if (!comm) {
         return;
     }
-    atomic_store(&comm->state, LAMPREY_COMM_CLOSED);
-    if (abort) {
+    atomic_store(&comm->state,
+                 ending == LAMPREY_ABORTED ? LAMPREY_COMM_ABORTED : LAMPREY_COMM_CLOSED);
+    if (ending != LAMPREY_FINALIZED) {
         atomic_store(&comm->aborted, true);
         struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
         if (workspace) {

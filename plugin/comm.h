@@ -18,7 +18,8 @@ enum lamprey_comm_state {
     LAMPREY_COMM_REFUSED, /* NCCL's for ever */
     LAMPREY_COMM_BROKEN, /* a local failure inside the exchange: peers may wait there, so neither we
                           * nor NCCL can run an all-reduce */
-    LAMPREY_COMM_CLOSED, /* finalized, revoked or aborted */
+    LAMPREY_COMM_CLOSED, /* finalized or revoked: NCCL answers */
+    LAMPREY_COMM_ABORTED, /* NCCL is freeing it: the handle must not be used any more */
 };
 
 struct lamprey_comm {
@@ -27,8 +28,8 @@ struct lamprey_comm {
     struct lamprey_comm *next; /* in the table */
     atomic_uint references;    /* the table's and those of running calls */
     _Atomic(enum lamprey_comm_state) state;
-    atomic_bool aborted;   /* ends a set-up's waits */
-    atomic_int setting_up; /* set-ups under way: 0 or 1 */
+    atomic_bool aborted; /* ends a set-up's waits */
+    atomic_int in_nccl;  /* our own calls of NCCL's functions under way */
     int rank;
     int nranks;
     struct lamprey_device *device; /* NULL where the GPU couldn't be opened */
@@ -56,11 +57,21 @@ void lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms);
 /* Takes comm out of the table, so that its address may be used again. */
 void lamprey_comm_remove(struct lamprey_comm *comm);
 
-/* Waits a bounded time for a set-up under way to notice an abort. */
+/* Calls of NCCL that the caller doesn't know of go between these. False: the communicator is
+ * aborted, and NCCL may have freed it. */
+bool lamprey_comm_enter_nccl(struct lamprey_comm *comm);
+void lamprey_comm_leave_nccl(struct lamprey_comm *comm);
+
+/* After an abort: waits a bounded time until the last of these calls has returned. */
 void lamprey_comm_await_setup(const struct lamprey_comm *comm);
 
-/* No further call is served; with abort, kernels in flight and set-ups leave. Fine for unknown
- * handles. */
-void lamprey_comm_close(ncclComm_t handle, bool abort);
+enum lamprey_ending {
+    LAMPREY_FINALIZED, /* what is in flight ends as usual */
+    LAMPREY_REVOKED,   /* kernels in flight and set-ups leave */
+    LAMPREY_ABORTED,   /* likewise, and the handle dies */
+};
+
+/* No further call is served. Fine for unknown handles. */
+void lamprey_comm_close(ncclComm_t handle, enum lamprey_ending ending);
 
 #endif

@@ -124,19 +124,29 @@ static void pause_between_looks(int looks)
     }
 }
 
-/* LAMPREY_OK while it makes sense to go on waiting. */
-static enum lamprey_status still_alive(const struct lamprey_comm *comm)
+static enum lamprey_status async_error(struct lamprey_comm *comm, ncclResult_t *error)
 {
-    ncclResult_t error = ncclSuccess;
-    if (atomic_load(&comm->aborted)) {
+    *error = ncclSuccess;
+    if (!LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)) {
+        return LAMPREY_OK;
+    }
+    if (!lamprey_comm_enter_nccl(comm)) {
         return LAMPREY_ERROR_ABORTED;
     }
-    if (LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError) &&
-        LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)(comm->handle, &error) == ncclSuccess &&
-        error != ncclSuccess && error != ncclInProgress) {
-        return LAMPREY_ERROR_NCCL;
+    ncclResult_t result = LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)(comm->handle, error);
+    lamprey_comm_leave_nccl(comm);
+    return result == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_NCCL;
+}
+
+/* LAMPREY_OK while it makes sense to go on waiting. */
+static enum lamprey_status still_alive(struct lamprey_comm *comm)
+{
+    ncclResult_t error = ncclSuccess;
+    enum lamprey_status status = async_error(comm, &error);
+    if (!status && error != ncclSuccess && error != ncclInProgress) {
+        status = LAMPREY_ERROR_NCCL;
     }
-    return LAMPREY_OK;
+    return status;
 }
 
 /* Every gathered record starts with a magic number, so a zeroed one hasn't arrived. */
@@ -205,22 +215,32 @@ enum lamprey_status lamprey_exchange_wait(struct lamprey_exchange *exchange)
  * done. */
 static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
 {
-    const struct lamprey_comm *comm = exchange->comm;
     exchange->nonblocking = true;
     for (int looks = 0;; looks++) {
         ncclResult_t state = ncclSuccess;
         pause_between_looks(looks);
-        if (atomic_load(&comm->aborted)) {
-            return LAMPREY_ERROR_ABORTED;
-        }
-        if (!comm->nccl->CommGetAsyncError ||
-            LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)(comm->handle, &state) != ncclSuccess) {
-            return LAMPREY_ERROR_NCCL;
-        }
-        if (state != ncclInProgress) {
-            return state == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_NCCL;
+        enum lamprey_status status = async_error(exchange->comm, &state);
+        if (status || state != ncclInProgress) {
+            return !status && state != ncclSuccess ? LAMPREY_ERROR_NCCL : status;
         }
     }
+}
+
+static enum lamprey_status enqueue(struct lamprey_exchange *exchange, CUdeviceptr place,
+                                   size_t bytes)
+{
+    struct lamprey_comm *comm = exchange->comm;
+    if (!lamprey_comm_enter_nccl(comm)) {
+        return LAMPREY_ERROR_ABORTED;
+    }
+    ncclResult_t result = LAMPREY_ORIGINAL(comm->nccl, AllGather)(
+        (const void *)place, (void *)exchange->buffer->address, bytes, ncclUint8, comm->handle,
+        (cudaStream_t)exchange->stream);
+    lamprey_comm_leave_nccl(comm);
+    if (result == ncclInProgress) {
+        return wait_enqueued(exchange);
+    }
+    return result == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_NCCL;
 }
 
 enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, const void *own,
@@ -240,16 +260,8 @@ enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, c
         status = lamprey_driver_check(driver->MemcpyHtoDAsync(place, own, bytes, exchange->stream),
                                       "cuMemcpyHtoDAsync");
     }
-    if (status) {
-        return status;
-    }
-    ncclResult_t result =
-        LAMPREY_ORIGINAL(comm->nccl, AllGather)((const void *)place, (void *)base, bytes, ncclUint8,
-                                                comm->handle, (cudaStream_t)exchange->stream);
-    if (result == ncclInProgress) {
-        status = wait_enqueued(exchange);
-    } else if (result != ncclSuccess) {
-        status = LAMPREY_ERROR_NCCL;
+    if (!status) {
+        status = enqueue(exchange, place, bytes);
     }
     if (!status) {
         status = wait_for_stream(exchange, bytes);

@@ -151,14 +151,20 @@ static bool set_up_new(struct group *group)
     return fresh != NULL;
 }
 
-static bool any_broken(const struct group *group)
+/* Not ncclSuccess where a communicator can run no all-reduce at all. */
+static ncclResult_t failure_of(const struct group *group)
 {
     for (size_t i = 0; i < group->held_count; i++) {
-        if (atomic_load(&group->held[i].comm->state) == LAMPREY_COMM_BROKEN) {
-            return true;
+        switch (atomic_load(&group->held[i].comm->state)) {
+        case LAMPREY_COMM_BROKEN:
+            return ncclUnhandledCudaError;
+        case LAMPREY_COMM_ABORTED:
+            return ncclInternalError;
+        default:
+            break;
         }
     }
-    return false;
+    return ncclSuccess;
 }
 
 static bool is_ours(const struct held *held)
@@ -174,9 +180,12 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct held 
     for (size_t i = 0; i < count; i++) {
         struct lamprey_comm *comm = held[i].comm;
         ncclResult_t state = ncclInProgress;
-        while (!atomic_load(&comm->aborted) && LAMPREY_ORIGINAL(nccl, CommGetAsyncError) &&
-               LAMPREY_ORIGINAL(nccl, CommGetAsyncError)(comm->handle, &state) == ncclSuccess &&
-               state == ncclInProgress) {
+        while (state == ncclInProgress && LAMPREY_ORIGINAL(nccl, CommGetAsyncError) &&
+               lamprey_comm_enter_nccl(comm)) {
+            if (LAMPREY_ORIGINAL(nccl, CommGetAsyncError)(comm->handle, &state) != ncclSuccess) {
+                state = ncclInternalError;
+            }
+            lamprey_comm_leave_nccl(comm);
             sched_yield();
         }
     }
@@ -286,9 +295,10 @@ static ncclResult_t release_held(struct lamprey_nccl *nccl, struct group *group)
         free(scratch);
         return ncclSystemError;
     }
-    if (any_broken(group)) {
+    ncclResult_t failure = failure_of(group);
+    if (failure != ncclSuccess) {
         free(scratch);
-        return ncclUnhandledCudaError;
+        return failure;
     }
     size_t ours = partition(group->held, group->held_count, scratch);
     free(scratch);

@@ -101,6 +101,8 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
     case LAMPREY_COMM_BROKEN:
         lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
         return ncclUnhandledCudaError;
+    case LAMPREY_COMM_ABORTED:
+        return ncclInternalError; /* as NCCL's own waits end */
     case LAMPREY_COMM_CLOSED:
         lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_closed);
         return pass_on(nccl, comm, call);
@@ -196,10 +198,10 @@ static ncclResult_t made(struct lamprey_nccl *nccl, ncclResult_t result, const n
     return result;
 }
 
-static void close_comm(ncclComm_t handle, bool abort)
+static void close_comm(ncclComm_t handle, enum lamprey_ending ending)
 {
     if (!passive()) {
-        lamprey_comm_close(handle, abort);
+        lamprey_comm_close(handle, ending);
     }
 }
 
@@ -250,7 +252,7 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
 {
     const int shrink_abort = 1; /* NCCL_SHRINK_ABORT: what is in flight on the parent must leave */
     if (flags & shrink_abort) {
-        close_comm(comm, true);
+        close_comm(comm, LAMPREY_REVOKED);
     }
     note_config(nccl, config, true);
     return made(
@@ -270,7 +272,7 @@ static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int 
 
 static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t comm)
 {
-    close_comm(comm, false);
+    close_comm(comm, LAMPREY_FINALIZED);
     return LAMPREY_ORIGINAL(nccl, CommFinalize)(comm);
 }
 
@@ -280,7 +282,7 @@ static ncclResult_t on_CommDestroy(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     if (comm) {
-        lamprey_comm_close(handle, false);
+        lamprey_comm_close(handle, LAMPREY_FINALIZED);
         lamprey_comm_drain(comm, -1);
     }
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommDestroy)(handle);
@@ -296,13 +298,13 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     if (comm) {
-        lamprey_comm_close(handle, true);
+        lamprey_comm_close(handle, LAMPREY_ABORTED);
         lamprey_comm_await_setup(comm);
     }
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommAbort)(handle);
     if (comm) {
-        lamprey_comm_drain(comm, 50);
         lamprey_comm_remove(comm);
+        lamprey_comm_drain(comm, 50);
         lamprey_comm_release(comm);
         lamprey_workspace_reap();
     }
@@ -311,7 +313,7 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
 
 static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
 {
-    close_comm(comm, true);
+    close_comm(comm, LAMPREY_REVOKED);
     return LAMPREY_ORIGINAL(nccl, CommRevoke)(comm, flags);
 }
 

@@ -331,11 +331,9 @@ void lamprey_setup(struct lamprey_comm *comm)
     }
     const struct lamprey_driver *driver = comm->device->driver;
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    atomic_fetch_add(&comm->setting_up, 1);
     driver->ThreadExchangeStreamCaptureMode(&mode);
     run(&setup);
     driver->ThreadExchangeStreamCaptureMode(&mode);
-    atomic_fetch_sub(&comm->setting_up, 1);
     lamprey_device_leave(comm->device, pushed);
 }
 

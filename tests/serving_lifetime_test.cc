@@ -24,18 +24,20 @@ TEST_F(Serving, LeavesKernelsAndSetUpsOnAbort)
             REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
         }
     });
-    memset(shared, 0, sizeof *shared);
-    processes(2, [](int rank) {
-        Rank self(rank, 2);
-        self.init();
-        if (rank == 0) {
-            self.all_reduce_until_abort(100, [] {});
-        }
-        meet(2);
-        if (rank == 1) {
-            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
-        }
-    });
+    for (const bool grouped : {false, true}) {
+        memset(shared, 0, sizeof *shared);
+        processes(2, [grouped](int rank) {
+            Rank self(rank, 2);
+            self.init();
+            if (rank == 0) {
+                self.all_reduce_until_abort(100, grouped, [] {});
+            }
+            meet(2);
+            if (rank == 1) {
+                REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+            }
+        });
+    }
 }
 
 // The process that makes the id forks its ranks afterwards: they are served like any.
@@ -82,7 +84,7 @@ TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
             ncclGroupEnd();
             meet(2);
         } else {
-            self.all_reduce_until_abort(100, [] { meet(2); });
+            self.all_reduce_until_abort(100, false, [] { meet(2); });
         }
         meet(2);
         if (rank == 1) {

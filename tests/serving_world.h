@@ -179,8 +179,9 @@ struct Rank {
     }
 
     // A first call whose peer doesn't come: another thread aborts it after meanwhile has returned,
-    // in the exchange, which has a stream of its own.
-    void all_reduce_until_abort(size_t count, const std::function<void()> &meanwhile)
+    // in the exchange, which has a stream of its own. NCCL must not see the dead handle then: it
+    // would answer ncclInvalidArgument, or worse.
+    void all_reduce_until_abort(size_t count, bool grouped, const std::function<void()> &meanwhile)
     {
         const size_t before = streams();
         std::thread aborter([&] {
@@ -190,7 +191,13 @@ struct Rank {
             meanwhile();
             REQUIRE(ncclCommAbort(comm) == ncclSuccess);
         });
-        all_reduce(LAMPREY_REFERENCE_BF16, count);
+        if (grouped) {
+            REQUIRE(ncclGroupStart() == ncclSuccess);
+            REQUIRE(all_reduce(LAMPREY_REFERENCE_BF16, count) == ncclSuccess);
+            REQUIRE(ncclGroupEnd() == ncclInternalError);
+        } else {
+            REQUIRE(all_reduce(LAMPREY_REFERENCE_BF16, count) == ncclInternalError);
+        }
         aborter.join();
     }
 

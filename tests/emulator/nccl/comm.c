@@ -33,16 +33,16 @@ static bool withdraw(ncclComm_t comm)
     return found;
 }
 
-ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function)
+/* references: how many the caller takes. */
+static ncclResult_t find(ncclComm_t comm, int references, const char *function)
 {
-    if (comm == NULL) {
-        WARN("%s : comm argument is NULL", function);
-        return ncclInvalidArgument;
-    }
     pthread_mutex_lock(&mutex);
     struct ncclComm *found = live;
     while (found != NULL && found != comm) {
         found = found->next;
+    }
+    if (found != NULL) {
+        atomic_fetch_add(&comm->references, references);
     }
     pthread_mutex_unlock(&mutex);
     if (found == NULL) {
@@ -52,10 +52,40 @@ ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function)
     return ncclSuccess;
 }
 
+ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function)
+{
+    if (comm == NULL) {
+        WARN("%s : comm argument is NULL", function);
+        return ncclInvalidArgument;
+    }
+    return find(comm, 0, function);
+}
+
+ncclResult_t emulated_comm_hold(ncclComm_t comm)
+{
+    ncclResult_t result = find(comm, 1, "launch");
+    if (result != ncclSuccess) {
+        return result;
+    }
+    pthread_mutex_lock(&comm->launching);
+    if (comm->ended) {
+        emulated_comm_let_go(comm);
+        return ncclInvalidArgument;
+    }
+    return ncclSuccess;
+}
+
+void emulated_comm_let_go(ncclComm_t comm)
+{
+    pthread_mutex_unlock(&comm->launching);
+    emulated_comm_drop(comm);
+}
+
 void emulated_comm_drop(ncclComm_t comm)
 {
     if (atomic_fetch_sub(&comm->references, 1) == 1) {
         pthread_mutex_destroy(&comm->life);
+        pthread_mutex_destroy(&comm->launching);
         free(comm);
     }
 }
@@ -90,6 +120,9 @@ static ncclResult_t destroy(ncclComm_t comm)
         WARN("%p is no communicator", (void *)comm);
         return ncclInvalidArgument;
     }
+    pthread_mutex_lock(&comm->launching);
+    comm->ended = true;
+    pthread_mutex_unlock(&comm->launching);
     ncclResult_t result = drain(comm);
     emulated_plugins_unload(comm);
     cuEventDestroy(comm->serial);

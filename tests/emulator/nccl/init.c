@@ -47,6 +47,7 @@ static ncclResult_t create(const struct emulated_job *job, const ncclUniqueId *i
     memcpy(comm->name, job->name, sizeof(comm->name));
     atomic_init(&comm->references, 1);
     pthread_mutex_init(&comm->life, NULL);
+    pthread_mutex_init(&comm->launching, NULL);
     atomic_init(&comm->async_error, ncclSuccess);
     ncclResult_t result = CUDA_TRY(cuCtxGetDevice(&comm->device));
     if (result == ncclSuccess) {

@@ -112,8 +112,11 @@ struct ncclComm {
     char name[64];
     atomic_int abort;
     atomic_int async_error;
-    atomic_int references; /* the program's, one for each captured launch and each live one under way */
-    pthread_mutex_t life;  /* held while work runs, and while the communicator ends */
+    atomic_int
+        references; /* the program's, one for each captured launch and each live one under way */
+    pthread_mutex_t life;      /* held while work runs, and while the communicator ends */
+    pthread_mutex_t launching; /* held while work is launched; guards ended */
+    bool ended;
     bool finalized;
     bool revoked;
     bool destroyed;
@@ -132,6 +135,9 @@ struct ncclComm {
 };
 /* ncclInvalidArgument for NULL and for what is no live communicator. */
 ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function);
+/* For launching: a live communicator's end waits until emulated_comm_let_go. */
+ncclResult_t emulated_comm_hold(ncclComm_t comm);
+void emulated_comm_let_go(ncclComm_t comm);
 void emulated_comm_publish(ncclComm_t comm);
 void emulated_comm_drop(ncclComm_t comm);
 /* Every rank gives bytes (<= EMULATED_BLOB_BYTES) and gets all of them. */

@@ -261,9 +261,11 @@ ncclResult_t emulated_launch(struct emulated_task *tasks, size_t count)
                 tasks[j].comm = NULL;
             }
         }
-        atomic_fetch_add(&comm->references, 1); /* another thread may abort it meanwhile */
-        result = launch_comm(comm, mine, mine_count);
-        emulated_comm_drop(comm);
+        result = emulated_comm_hold(comm); /* another thread may have aborted it meanwhile */
+        if (result == ncclSuccess) {
+            result = launch_comm(comm, mine, mine_count);
+            emulated_comm_let_go(comm);
+        }
     }
     free(mine);
     return result;
