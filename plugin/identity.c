@@ -59,7 +59,8 @@ static bool host_id(uint8_t id[16])
         return false;
     }
     stat("/dev/shm", &shm); /* absent counts as one more kind of equal */
-    const char *name = getenv("NCCL_HOSTID");
+    /* Ranks that share a GPU use this name to get past NCCL, which refuses them on one host. */
+    const char *name = lamprey_config_get()->share_gpu ? NULL : getenv("NCCL_HOSTID");
     uint64_t halves[2];
     for (int i = 0; i < 2; i++) {
         uint64_t seed = 0xcbf29ce484222325ull + (uint64_t)i;
