@@ -3,6 +3,8 @@
 #include "topology/annotate.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 
@@ -57,6 +59,41 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, AnnotateMachineTest, testing::ValuesIn(lampre
                              std::replace(name.begin(), name.end(), '-', '_');
                              return name;
                          });
+
+template <typename Work> std::chrono::duration<double, std::milli> time_of(Work &&work)
+{
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::steady_clock::now() - start;
+}
+
+/* What a process pays once beside hwloc's own load: annotating, making the tables, for a file
+ * looking it over first, and for NVML's answers, of which there must be few. The best of some tries
+ * counts, since the machine may be busy. */
+TEST_F(AnnotateTest, CostsLittleBesideHwloc)
+{
+    for (const char *name : {"hgx-h100-8", "dgx-2-16"}) {
+        std::chrono::duration<double, std::milli> annotating(1e9);
+        std::chrono::duration<double, std::milli> hwloc(1e9);
+        std::chrono::duration<double, std::milli> reading(1e9);
+        describe(tell(*load_fixture(name), "0000:05:00.0"));
+        for (int i = 0; i < 5; i++) {
+            Tree tree = bare_tree(name);
+            fake_.calls = 0;
+            annotating = std::min(annotating, time_of([&] {
+                                      EXPECT_EQ(0, annotate(tree)) << reason_.text();
+                                      read_tree(tree.get());
+                                  }));
+            hwloc = std::min(hwloc, time_of([&] { tree_of(read_file(fixture_path(name))); }));
+            reading = std::min(reading, time_of([&] { load_fixture(name); }));
+        }
+        printf("%s: annotating %.2f ms and %zu calls of NVML; reading %.2f ms, hwloc's %.2f\n",
+               name, annotating.count(), fake_.calls, reading.count(), hwloc.count());
+        EXPECT_LT(fake_.calls, 1600u);
+        EXPECT_LT(annotating.count(), 50);
+        EXPECT_LT((reading - hwloc).count(), 50);
+    }
+}
 
 TEST_F(AnnotateTest, StandsInForGpusThatHwlocDoesNotSee)
 {
