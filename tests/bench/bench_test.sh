@@ -20,6 +20,7 @@ cp -L "$root"/plugin/*.so "$root/topology/liblamprey-topology.so" "$bundle/lib/"
 cp -L tests/bench/{all_reduce_bench,method.txt,model.py,plot.py,records.py,report.py,tables.py,torch_peers.py} \
     "$bundle/benchmark/"
 cp -L tests/bench/bench.sh "$bundle/bench"
+cp -L tests/gpu/surroundings.sh "$bundle/"
 echo 'lamprey: a test' >"$bundle/bundle.txt"
 
 emulator=$root/tests/emulator
