@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plugin/memory.h"
 
+#include <fcntl.h>
 #include <string.h>
 
 static enum lamprey_status map(const struct lamprey_device *device, struct lamprey_memory *memory)
@@ -96,10 +97,14 @@ enum lamprey_status lamprey_memory_export(const struct lamprey_device *device,
         lamprey_driver_check(device->driver->MemExportToShareableHandle(
                                  &exported, memory->handle, handle_type(memory->sharing), 0),
                              "cuMemExportToShareableHandle");
-    if (!status) {
-        *name = exported;
+    if (status) {
+        return status;
     }
-    return status;
+    if (memory->sharing == LAMPREY_BY_DESCRIPTOR) { /* not for programs that are started */
+        fcntl(exported.descriptor, F_SETFD, FD_CLOEXEC);
+    }
+    *name = exported;
+    return LAMPREY_OK;
 }
 
 enum lamprey_status lamprey_memory_import(const struct lamprey_device *device,

@@ -23,44 +23,53 @@ static enum lamprey_sharing sharing(const struct lamprey_peers *peers)
     return peers->workspace->own.sharing;
 }
 
-enum lamprey_status lamprey_peers_offer(const struct lamprey_peers *peers,
-                                        struct lamprey_vote *vote)
+static int ranks_elsewhere(const struct lamprey_peers *peers)
+{
+    int count = 0;
+    for (int rank = 0; rank < peers->comm->nranks; rank++) {
+        count += !same_process(peers, rank);
+    }
+    return count;
+}
+
+enum lamprey_status lamprey_peers_offer(struct lamprey_peers *peers, struct lamprey_vote *vote)
 {
     const struct lamprey_comm *comm = peers->comm;
-    union lamprey_memory_name name;
-    enum lamprey_status status = LAMPREY_OK;
-    if (sharing(peers) == LAMPREY_BY_FABRIC) {
-        status = lamprey_memory_export(comm->device, &peers->workspace->own, &name);
+    if (ranks_elsewhere(peers) > 0) {
+        union lamprey_memory_name name;
+        enum lamprey_status status =
+            lamprey_memory_export(comm->device, &peers->workspace->own, &name);
+        if (status) {
+            return status;
+        }
+        if (sharing(peers) == LAMPREY_BY_FABRIC) {
+            memcpy(vote->fabric, &name.fabric, sizeof vote->fabric);
+        } else {
+            peers->descriptor = name.descriptor;
+        }
     }
-    if (!status) {
-        status = lamprey_published_add(peers->records[comm->rank].id, &peers->workspace->own);
+    return lamprey_published_add(peers->records[comm->rank].id, &peers->workspace->own);
+}
+
+void lamprey_peers_withdraw(struct lamprey_peers *peers)
+{
+    lamprey_published_remove(peers->records[peers->comm->rank].id);
+    if (peers->descriptor >= 0) {
+        close(peers->descriptor);
+        peers->descriptor = -1;
     }
-    if (!status && sharing(peers) == LAMPREY_BY_FABRIC) {
-        memcpy(vote->fabric, &name.fabric, sizeof vote->fabric);
-    }
-    return status;
 }
 
 enum lamprey_status lamprey_peers_send(const struct lamprey_peers *peers)
 {
     const struct lamprey_comm *comm = peers->comm;
-    union lamprey_memory_name name = {.descriptor = -1};
-    bool exported = false;
     enum lamprey_status status = LAMPREY_OK;
-    for (int rank = 0; rank < comm->nranks && sharing(peers) == LAMPREY_BY_DESCRIPTOR; rank++) {
-        if (same_process(peers, rank)) {
-            continue;
+    for (int rank = 0; rank < comm->nranks && peers->descriptor >= 0; rank++) {
+        if (!same_process(peers, rank)) {
+            enum lamprey_status sent = lamprey_mailbox_send(
+                peers->records[rank].mailbox, (uint32_t)comm->rank, peers->descriptor);
+            status = status ? status : sent;
         }
-        if (!exported) {
-            exported = true;
-            status = lamprey_memory_export(comm->device, &peers->workspace->own, &name);
-        }
-        enum lamprey_status sent = lamprey_mailbox_send(peers->records[rank].mailbox,
-                                                        (uint32_t)comm->rank, name.descriptor);
-        status = status ? status : sent;
-    }
-    if (name.descriptor >= 0) {
-        close(name.descriptor);
     }
     return status;
 }
@@ -77,10 +86,7 @@ static enum lamprey_status import(const struct lamprey_peers *peers, int rank,
 static enum lamprey_status map_descriptors(const struct lamprey_peers *peers)
 {
     const struct lamprey_comm *comm = peers->comm;
-    int expected = 0;
-    for (int rank = 0; rank < comm->nranks; rank++) {
-        expected += !same_process(peers, rank);
-    }
+    const int expected = ranks_elsewhere(peers);
     enum lamprey_status status = LAMPREY_OK;
     for (int i = 0; i < expected && !status; i++) {
         union lamprey_memory_name name = {.descriptor = -1};
@@ -90,15 +96,13 @@ static enum lamprey_status map_descriptors(const struct lamprey_peers *peers)
         if (status) {
             return status;
         }
-        if (name.descriptor < 0 || rank >= (uint32_t)comm->nranks ||
-            same_process(peers, (int)rank) || peers->workspace->peers[rank].address) {
+        if (rank >= (uint32_t)comm->nranks || same_process(peers, (int)rank) ||
+            peers->workspace->peers[rank].address) {
             status = LAMPREY_ERROR_INVALID;
         } else {
             status = import(peers, (int)rank, &name);
         }
-        if (name.descriptor >= 0) {
-            close(name.descriptor);
-        }
+        close(name.descriptor);
     }
     return status;
 }

@@ -11,20 +11,20 @@
 struct lamprey_peers {
     const struct lamprey_comm *comm;
     const struct lamprey_record *records;  /* of all ranks */
-    const struct lamprey_mailbox *mailbox; /* that own's record names */
+    const struct lamprey_mailbox *mailbox; /* that the own record names */
     struct lamprey_workspace *workspace;   /* own, with room for the peers' */
+    int descriptor;                        /* of its memory while that is offered; -1: none */
 };
 
-/* Lets the process's other ranks find the memory, until lamprey_published_remove, and names it for
- * other hosts in the vote where that is how it travels. */
-enum lamprey_status lamprey_peers_offer(const struct lamprey_peers *peers,
-                                        struct lamprey_vote *vote);
+/* Lets the process's other ranks find the memory, and names it for other processes: in the vote, or
+ * by a descriptor. To be withdrawn, also after a failure. */
+enum lamprey_status lamprey_peers_offer(struct lamprey_peers *peers, struct lamprey_vote *vote);
+void lamprey_peers_withdraw(struct lamprey_peers *peers);
 
-/* Sends the memory's descriptor to the host's other processes, or that there is none: a rank that
- * fails leaves none waiting. Nothing to do where memory travels otherwise. */
+/* Sends the descriptor, if there is one, to the host's other processes. */
 enum lamprey_status lamprey_peers_send(const struct lamprey_peers *peers);
 
-/* Maps every peer's memory. votes: all ranks', as offered. */
+/* Maps every peer's memory, which all have offered and sent. votes: all ranks', as offered. */
 enum lamprey_status lamprey_peers_map(const struct lamprey_peers *peers,
                                       const struct lamprey_vote *votes);
 

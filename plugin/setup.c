@@ -14,7 +14,6 @@
 #include "plugin/log.h"
 #include "plugin/mailbox.h"
 #include "plugin/peers.h"
-#include "plugin/published.h"
 #include "plugin/selftest.h"
 
 /* Where NCCL itself refuses fp8, so do we. */
@@ -28,6 +27,7 @@ struct setup {
     struct lamprey_record *records; /* of all ranks, as are the votes */
     struct lamprey_vote *votes;     /* the latest */
     struct lamprey_workspace *workspace;
+    struct lamprey_peers peers;
     char reason[256];
 };
 
@@ -82,16 +82,6 @@ static void fill_record(struct setup *setup, struct lamprey_record *record)
     record->refuses = reason[0] != '\0';
 }
 
-static struct lamprey_peers peers_of(const struct setup *setup)
-{
-    return (struct lamprey_peers){
-        .comm = setup->comm,
-        .records = setup->records,
-        .mailbox = &setup->mailbox,
-        .workspace = setup->workspace,
-    };
-}
-
 /* Own memory, cleared before the vote that lets peers push. */
 static void make_workspace(struct setup *setup, const struct lamprey_agreed *agreed,
                            struct lamprey_vote *vote)
@@ -105,8 +95,8 @@ static void make_workspace(struct setup *setup, const struct lamprey_agreed *agr
         status = lamprey_exchange_wait(&setup->exchange);
     }
     if (!status) {
-        const struct lamprey_peers peers = peers_of(setup);
-        status = lamprey_peers_offer(&peers, vote);
+        setup->peers.workspace = setup->workspace;
+        status = lamprey_peers_offer(&setup->peers, vote);
     }
     if (status && agreed->across_hosts) {
         refuse(vote, "no staging memory for other hosts to map (%s%s)", lamprey_status_name(status),
@@ -118,13 +108,12 @@ static void make_workspace(struct setup *setup, const struct lamprey_agreed *agr
 
 static void map_peers(struct setup *setup, struct lamprey_vote *vote)
 {
-    const struct lamprey_peers peers = peers_of(setup);
-    enum lamprey_status status = lamprey_peers_send(&peers);
+    enum lamprey_status status = lamprey_peers_send(&setup->peers);
     if (status) {
         refuse(vote, "its staging memory can't be passed on (%s)", lamprey_status_name(status));
     }
     /* Also after a failure: peers that could send must not be left with a full mailbox. */
-    status = lamprey_peers_map(&peers, setup->votes);
+    status = lamprey_peers_map(&setup->peers, setup->votes);
     if (status && !vote->refuses) {
         refuse(vote, "a peer's staging memory can't be mapped (%s)", lamprey_status_name(status));
     }
@@ -234,8 +223,14 @@ static enum lamprey_status run(struct setup *setup)
                                      ? lamprey_exchange_open(comm, &setup->exchange)
                                      : LAMPREY_ERROR_MEMORY;
     if (!status) {
+        setup->peers = (struct lamprey_peers){
+            .comm = comm,
+            .records = setup->records,
+            .mailbox = &setup->mailbox,
+            .descriptor = -1,
+        };
         status = negotiate(setup, &agreed);
-        lamprey_published_remove(setup->records[comm->rank].id);
+        lamprey_peers_withdraw(&setup->peers);
     }
     lamprey_mailbox_close(&setup->mailbox);
     if (setup->exchange.comm) {

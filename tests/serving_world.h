@@ -18,7 +18,9 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <fstream>
 #include <functional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -355,9 +357,33 @@ class Serving : public ::testing::Test {
         });
     }
 
-    void expect_refused(int nranks, const std::function<void(int)> &prepare)
+    // Processes in whose logs every rank says that.
+    void expect_told(int nranks, const std::string &what, const std::function<void(int)> &body)
     {
+        auto log_of = [&](int rank) {
+            return directory_ + "/rank-" + std::to_string(rank) + ".log";
+        };
+        memset(shared, 0, sizeof *shared);
         processes(nranks, [&](int rank) {
+            setenv("NCCL_DEBUG", "INFO", 1);
+            setenv("NCCL_DEBUG_FILE", log_of(rank).c_str(), 1);
+            body(rank);
+        });
+        for (int rank = 0; rank < nranks; rank++) {
+            std::stringstream log;
+            log << std::ifstream(log_of(rank)).rdbuf();
+            EXPECT_NE(log.str().find(what), std::string::npos)
+                << "rank " << rank << " doesn't say \"" << what << "\":\n"
+                << log.str();
+            unlink(log_of(rank).c_str());
+        }
+    }
+
+    // All ranks leave their communicator to NCCL, for the same reason.
+    void expect_refused(int nranks, const std::string &reason,
+                        const std::function<void(int)> &prepare)
+    {
+        expect_told(nranks, "is left to NCCL: " + reason, [&](int rank) {
             prepare(rank);
             Rank self(rank, nranks);
             self.init();
