@@ -113,9 +113,13 @@ static void map_peers(struct setup *setup, struct lamprey_vote *vote)
         refuse(vote, "its staging memory can't be passed on (%s)", lamprey_status_name(status));
     }
     /* Also after a failure: peers that could send must not be left with a full mailbox. */
-    status = lamprey_peers_map(&setup->peers, setup->votes);
-    if (status && !vote->refuses) {
-        refuse(vote, "a peer's staging memory can't be mapped (%s)", lamprey_status_name(status));
+    int rank = -1;
+    status = lamprey_peers_map(&setup->peers, setup->votes, &rank);
+    if (status && !vote->refuses && rank >= 0) {
+        refuse(vote, "rank %d's staging memory can't be mapped (%s)", rank,
+               lamprey_status_name(status));
+    } else if (status && !vote->refuses) {
+        refuse(vote, "a peer's staging memory doesn't come (%s)", lamprey_status_name(status));
     }
 }
 

@@ -58,11 +58,11 @@ TEST_F(Serving, FallsBackTogetherWhenMemoryOrMappingFails)
         {"cuMemCreate:2", "no staging memory (out of memory)"},
         {"cuMemExportToShareableHandle:1", "no staging memory (CUDA driver call failed)"},
         {"cuMemImportFromShareableHandle:1",
-         "a peer's staging memory can't be mapped (CUDA driver call failed)"},
+         "rank 0's staging memory can't be mapped (CUDA driver call failed)"},
         {"cuMemHostAlloc:1", "no staging memory (out of memory)"},
         {"cuLibraryLoadData:1", "the driver can't load the kernels"},
         {"cuLibraryGetKernel:5", "kernel lamprey_"},
-        {"cuMemMap:3", "a peer's staging memory can't be mapped (out of memory)"},
+        {"cuMemMap:3", "rank 0's staging memory can't be mapped (out of memory)"},
     };
     for (const auto &c : cases) {
         SCOPED_TRACE(c.fault);
