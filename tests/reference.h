@@ -145,19 +145,6 @@ inline bytes make_data(element_type type, uint64_t count, data_kind kind, uint64
     return data;
 }
 
-// Of types of at most 32 bits.
-inline float load_element(element_type type, const uint8_t *data, uint64_t index)
-{
-    if (type == LAMPREY_REFERENCE_F32) {
-        float value;
-        memcpy(&value, data + index * sizeof value, sizeof value);
-        return value;
-    }
-    uint16_t bits = 0;
-    memcpy(&bits, data + index * bytes_of(type), bytes_of(type));
-    return lamprey_reference_widen(type, bits);
-}
-
 inline uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t bytes)
 {
     for (uint64_t i = 0; i < bytes; i++) {
