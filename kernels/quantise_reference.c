@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/reference.h"
+#include "kernels/reference_bits.h"
 
 #define FP8_LARGEST 448.0f
 #define FP4_BLOCK 16
@@ -93,29 +94,15 @@ size_t lamprey_reference_scale_bytes(quantisation_pointer quantisation, size_t t
     }
 }
 
-static uint32_t bits_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return bits;
-}
-
-static float float_of(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
 /* The largest magnitude; a NaN, whose pattern is above all numbers', counts as the largest. */
 static float largest_magnitude(const float *values, size_t count)
 {
     uint32_t largest = 0;
     for (size_t i = 0; i < count; i++) {
-        const uint32_t magnitude = bits_of(values[i]) & 0x7fffffffu;
+        const uint32_t magnitude = f32_bits(values[i]) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;
     }
-    return float_of(largest);
+    return f32_of(largest);
 }
 
 /* A NaN stays. */
@@ -146,7 +133,8 @@ static float token_scale(const float *values, size_t count)
 /* The exponent's field of the least power of two that is not below; 255 for infinity and NaNs. */
 static uint8_t group_exponent(const float *values, size_t count)
 {
-    const uint32_t bits = bits_of(at_least(1e-10f, largest_magnitude(values, count) / FP8_LARGEST));
+    const uint32_t bits =
+        f32_bits(at_least(1e-10f, largest_magnitude(values, count) / FP8_LARGEST));
     const uint32_t exponent = (bits + 0x7fffffu) >> 23;
     return (uint8_t)(exponent > 255 ? 255 : exponent);
 }
@@ -158,7 +146,7 @@ static void quantise_groups(quantisation_pointer quantisation, size_t tokens, si
     for (size_t group = 0; group < groups; group++) {
         const size_t first = group * quantisation->group;
         const uint8_t exponent = group_exponent(values + first, quantisation->group);
-        divide_to_fp8(float_of((uint32_t)exponent << 23), values + first, quantisation->group,
+        divide_to_fp8(f32_of((uint32_t)exponent << 23), values + first, quantisation->group,
                       codes + first);
         scales[group_scale_index(tokens, row, group)] = exponent;
     }

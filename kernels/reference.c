@@ -6,10 +6,11 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/reference_bits.h"
+
 _Static_assert(FLT_EVAL_METHOD == 0, "every operation must round to its own type");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "elements are read as on the GPU");
 
-#define F32_NAN 0x7fffffffu
 #define F32_INFINITY 0x7f800000u
 #define F32_FRACTION_BITS 23
 #define F32_BIAS 127
@@ -45,20 +46,6 @@ static const size_t sizes[] = {
 size_t lamprey_reference_size(enum lamprey_reference_type type)
 {
     return sizes[type];
-}
-
-static float f32_of(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-static uint32_t f32_bits(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return isnan(value) ? F32_NAN : bits;
 }
 
 static double f64_of(uint64_t bits)

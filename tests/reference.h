@@ -145,6 +145,27 @@ inline bytes make_data(element_type type, uint64_t count, data_kind kind, uint64
     return data;
 }
 
+// Of float types of at most 32 bits.
+using numbers = std::vector<float>;
+
+inline numbers load_numbers(element_type type, const bytes &data)
+{
+    numbers values(data.size() / bytes_of(type));
+    for (size_t i = 0; i < values.size(); i++) {
+        values[i] = lamprey_reference_load(type, data.data(), i);
+    }
+    return values;
+}
+
+inline bytes store_numbers(element_type type, const numbers &values)
+{
+    bytes data(values.size() * bytes_of(type));
+    for (size_t i = 0; i < values.size(); i++) {
+        lamprey_reference_store(type, data.data(), i, values[i]);
+    }
+    return data;
+}
+
 inline uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t bytes)
 {
     for (uint64_t i = 0; i < bytes; i++) {
