@@ -11,80 +11,25 @@
 #include <algorithm>
 #include <vector>
 
-#include "tests/reference.h"
+#include "tests/fused_call.h"
 
 namespace {
 
 using lamprey_test::bytes;
+using lamprey_test::call;
 using lamprey_test::data_kind;
 using lamprey_test::element_type;
 using lamprey_test::load_numbers;
 using lamprey_test::make_data;
 using lamprey_test::numbers;
+using lamprey_test::random_call;
+using lamprey_test::shape;
 using lamprey_test::store_numbers;
 
 constexpr element_type F16 = LAMPREY_REFERENCE_F16;
 constexpr element_type BF16 = LAMPREY_REFERENCE_BF16;
 constexpr element_type F32 = LAMPREY_REFERENCE_F32;
 const element_type all_types[] = {F16, BF16, F32};
-
-// An epilogue with the memory that it names; data() is called on what isn't empty alone.
-struct call {
-    element_type type;
-    size_t tokens;
-    size_t hidden;
-    bytes sum, bias, residual, pre_gamma, gamma;
-    element_type gamma_type = F32;
-    bool pre_norm = false;
-    bool norm = false;
-    float epsilon = 0;
-    float weight_bias = 0;
-    lamprey_reference_quantisation quantisation = {};
-    bytes residual_out, norm_out, codes, scales;
-
-    call(element_type t, size_t rows, size_t columns, bytes all_reduced)
-        : type(t), tokens(rows), hidden(columns), sum(std::move(all_reduced)),
-          residual_out(sum.size()), norm_out(sum.size())
-    {
-    }
-
-    call(element_type t, const numbers &row) : call(t, 1, row.size(), store_numbers(t, row))
-    {
-    }
-
-    lamprey_reference_epilogue epilogue()
-    {
-        const auto where = [](bytes &data) { return data.empty() ? nullptr : data.data(); };
-        lamprey_reference_epilogue e = {};
-        e.type = type;
-        e.gamma_type = gamma_type;
-        e.tokens = tokens;
-        e.hidden = hidden;
-        e.sum = where(sum);
-        e.bias = where(bias);
-        e.residual = where(residual);
-        e.pre_gamma = where(pre_gamma);
-        e.gamma = where(gamma);
-        e.pre_norm = pre_norm;
-        e.norm = norm;
-        e.epsilon = epsilon;
-        e.weight_bias = weight_bias;
-        e.quantisation = quantisation;
-        e.residual_out = where(residual_out);
-        e.norm_out = where(norm_out);
-        e.codes = where(codes);
-        e.scales = where(scales);
-        return e;
-    }
-
-    void run()
-    {
-        codes.assign(lamprey_reference_code_bytes(&quantisation, tokens, hidden), 0xaa);
-        scales.assign(lamprey_reference_scale_bytes(&quantisation, tokens, hidden), 0xaa);
-        const lamprey_reference_epilogue e = epilogue();
-        lamprey_reference_finish_rows(&e);
-    }
-};
 
 uint16_t sum_of(element_type type, lamprey_reference_accumulation accumulation,
                 const std::vector<uint16_t> &inputs)
@@ -283,27 +228,8 @@ numbers normalised(element_type type, const float *row, size_t hidden, const cal
     return result;
 }
 
-struct shape {
-    size_t tokens;
-    size_t hidden;
-};
-
 const shape shapes[] = {{3, 1},   {2, 7},   {4, 8},    {3, 127},  {1, 128},  {2, 129},
                         {3, 256}, {2, 257}, {2, 1000}, {1, 2880}, {2, 4099}, {1, 7168}};
-
-// Random rows with all that a norm can have.
-call random_call(element_type type, shape s, element_type gamma_type, data_kind kind)
-{
-    const size_t count = s.tokens * s.hidden;
-    call c(type, s.tokens, s.hidden, make_data(type, count, kind, 1));
-    c.residual = make_data(type, count, kind, 2);
-    c.gamma = make_data(gamma_type, s.hidden, data_kind::numbers, 3);
-    c.gamma_type = gamma_type;
-    c.weight_bias = gamma_type == F32 ? 1.0f : 0.0f;
-    c.epsilon = 1e-5f;
-    c.norm = true;
-    return c;
-}
 
 TEST(Norm, HasTheBitsOfASecondWay)
 {
@@ -420,103 +346,6 @@ TEST(Norm, OfRowsWithNansInfinitiesAndZeros)
             row.run();
             EXPECT_EQ(row.norm_out, store_numbers(type, c.result)) << c.row[0] << " " << c.row[1];
         }
-    }
-}
-
-const lamprey_reference_quantisation quantisations[] = {
-    {LAMPREY_REFERENCE_UNQUANTISED, 0, 0, LAMPREY_REFERENCE_LINEAR},
-    {LAMPREY_REFERENCE_FP8, 0.37f, 0, LAMPREY_REFERENCE_LINEAR},
-    {LAMPREY_REFERENCE_FP8_TOKEN, 0, 0, LAMPREY_REFERENCE_LINEAR},
-    {LAMPREY_REFERENCE_FP8_GROUP, 0, 64, LAMPREY_REFERENCE_LINEAR},
-    {LAMPREY_REFERENCE_NVFP4, 300, 0, LAMPREY_REFERENCE_128X4},
-    {LAMPREY_REFERENCE_NVFP4, 300, 0, LAMPREY_REFERENCE_8X4},
-    {LAMPREY_REFERENCE_NVFP4, 300, 0, LAMPREY_REFERENCE_LINEAR},
-};
-
-TEST(Epilogue, GivesEachOutputTheSameBitsWhateverElseIsAskedFor)
-{
-    for (element_type type : all_types) {
-        for (const auto &quantisation : quantisations) {
-            call all = random_call(type, {5, 448}, type, data_kind::numbers);
-            all.quantisation = quantisation;
-            all.run();
-            for (int outputs = 0; outputs < 4; outputs++) {
-                call some = all;
-                some.residual_out.assign(outputs & 1 ? all.residual_out.size() : 0, 0xaa);
-                some.norm_out.assign(outputs & 2 ? all.norm_out.size() : 0, 0xaa);
-                some.run();
-                EXPECT_EQ(some.residual_out, outputs & 1 ? all.residual_out : bytes());
-                EXPECT_EQ(some.norm_out, outputs & 2 ? all.norm_out : bytes());
-                EXPECT_EQ(some.codes, all.codes);
-                EXPECT_EQ(some.scales, all.scales);
-            }
-        }
-    }
-}
-
-TEST(Epilogue, QuantisesTheRoundedNormOrElseTheResidual)
-{
-    for (element_type type : all_types) {
-        for (const auto &quantisation : quantisations) {
-            for (bool norm : {true, false}) {
-                call c = random_call(type, {3, 448}, type, data_kind::numbers);
-                c.norm = norm;
-                c.quantisation = quantisation;
-                c.run();
-                const numbers rows = load_numbers(type, norm ? c.norm_out : c.residual_out);
-                bytes codes(c.codes.size(), 0xaa);
-                bytes scales(c.scales.size(), 0xaa);
-                for (size_t row = 0; row < 3; row++) {
-                    lamprey_reference_quantise_row(&quantisation, 3, 448, row, &rows[row * 448],
-                                                   codes.data(), scales.data());
-                }
-                EXPECT_EQ(c.codes, codes);
-                EXPECT_EQ(c.scales, scales);
-            }
-        }
-    }
-}
-
-TEST(Epilogue, GivesARowTheSameBitsInEveryBatch)
-{
-    for (element_type type : all_types) {
-        const size_t hidden = 448;
-        const size_t row_bytes = hidden * lamprey_reference_size(type);
-        call batch = random_call(type, {9, hidden}, type, data_kind::numbers);
-        batch.quantisation = quantisations[2];
-        batch.run();
-        for (size_t row = 0; row < 9; row++) {
-            call single = batch;
-            const auto part = [&](const bytes &rows, size_t size) {
-                return bytes(rows.begin() + (long)(row * size),
-                             rows.begin() + (long)((row + 1) * size));
-            };
-            single.tokens = 1;
-            single.sum = part(batch.sum, row_bytes);
-            single.residual = part(batch.residual, row_bytes);
-            single.residual_out.resize(row_bytes);
-            single.norm_out.resize(row_bytes);
-            single.run();
-            EXPECT_EQ(single.residual_out, part(batch.residual_out, row_bytes));
-            EXPECT_EQ(single.norm_out, part(batch.norm_out, row_bytes));
-            EXPECT_EQ(single.codes, part(batch.codes, hidden));
-            EXPECT_EQ(single.scales, part(batch.scales, sizeof(float)));
-        }
-    }
-}
-
-TEST(Epilogue, WorksInPlace)
-{
-    for (element_type type : all_types) {
-        call apart = random_call(type, {3, 200}, type, data_kind::numbers);
-        apart.run();
-        call in_place = random_call(type, {3, 200}, type, data_kind::numbers);
-        lamprey_reference_epilogue e = in_place.epilogue();
-        e.residual_out = in_place.residual.data();
-        e.norm_out = in_place.sum.data();
-        lamprey_reference_finish_rows(&e);
-        EXPECT_EQ(in_place.residual, apart.residual_out);
-        EXPECT_EQ(in_place.sum, apart.norm_out);
     }
 }
 
