@@ -157,7 +157,7 @@ static ncclResult_t failure_of(const struct group *group)
     for (size_t i = 0; i < group->held_count; i++) {
         switch (atomic_load(&group->held[i].comm->state)) {
         case LAMPREY_COMM_BROKEN:
-            return ncclUnhandledCudaError;
+            return atomic_load(&group->held[i].comm->failure);
         case LAMPREY_COMM_ABORTED:
             return ncclInternalError;
         default:

@@ -248,7 +248,7 @@ static enum lamprey_status run(struct setup *setup)
         lamprey_workspace_release(setup->workspace);
     }
     enum lamprey_comm_state outcome = agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED;
-    if (status && status != LAMPREY_ERROR_NCCL && status != LAMPREY_ERROR_ABORTED) {
+    if (status && status != LAMPREY_ERROR_ASYNC && status != LAMPREY_ERROR_ABORTED) {
         outcome = LAMPREY_COMM_BROKEN;
     }
     conclude(comm, outcome);
