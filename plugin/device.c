@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/check.h"
 #include "kernels/fatbin.h"
 #include "topology/topology.h"
 
@@ -104,22 +105,30 @@ bool lamprey_device_any(void)
     return atomic_load(&any_open);
 }
 
-static enum lamprey_status load_kernel(struct lamprey_device *device, int index, uint32_t *resident)
+static enum lamprey_status load_kernel(const struct lamprey_driver *driver, const char *name,
+                                       CUfunction *function)
 {
-    const struct lamprey_driver *driver = device->driver;
     CUkernel kernel = NULL;
-    CUfunction function = NULL;
-    int per_multiprocessor = 0;
-    enum lamprey_status status =
-        lamprey_driver_check(driver->LibraryGetKernel(&kernel, library, lamprey_kernel_name(index)),
-                             "cuLibraryGetKernel");
+    enum lamprey_status status = lamprey_driver_check(
+        driver->LibraryGetKernel(&kernel, library, name), "cuLibraryGetKernel");
     if (!status) {
-        status = lamprey_driver_check(driver->KernelGetFunction(&function, kernel),
+        status = lamprey_driver_check(driver->KernelGetFunction(function, kernel),
                                       "cuKernelGetFunction");
     }
     if (!status && driver->FuncLoad) {
-        status = lamprey_driver_check(driver->FuncLoad(function), "cuFuncLoad");
+        status = lamprey_driver_check(driver->FuncLoad(*function), "cuFuncLoad");
     }
+    return status;
+}
+
+/* One of instances.h. */
+static enum lamprey_status load_instance(struct lamprey_device *device, int index,
+                                         uint32_t *resident)
+{
+    const struct lamprey_driver *driver = device->driver;
+    CUfunction function = NULL;
+    int per_multiprocessor = 0;
+    enum lamprey_status status = load_kernel(driver, lamprey_kernel_name(index), &function);
     if (!status) {
         status = lamprey_driver_check(
             driver->OccupancyMaxActiveBlocksPerMultiprocessor(
@@ -150,11 +159,16 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
     }
     uint32_t resident = UINT32_MAX;
     for (int i = 0; i < LAMPREY_KERNEL_COUNT; i++) {
-        status = load_kernel(device, i, &resident);
+        status = load_instance(device, i, &resident);
         if (status) {
             snprintf(reason, reason_size, "kernel %s can't be loaded", lamprey_kernel_name(i));
             return status;
         }
+    }
+    status = load_kernel(driver, LAMPREY_CHECK_KERNEL, &device->check);
+    if (status) {
+        snprintf(reason, reason_size, "kernel %s can't be loaded", LAMPREY_CHECK_KERNEL);
+        return status;
     }
     if (resident == 0) {
         snprintf(reason, reason_size, "no multiprocessor takes a CTA");

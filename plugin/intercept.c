@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "plugin/check.h"
 #include "plugin/group.h"
 #include "plugin/launch.h"
 #include "plugin/nccl.h"
@@ -70,14 +71,28 @@ static void leave_passage(cudaStream_t stream, struct passage *passage)
     }
 }
 
+/* NCCL's all-reduces are checked too: another rank's may be ours. */
+static ncclResult_t check(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                          const struct lamprey_call *call)
+{
+    if (lamprey_group_open(nccl)) {
+        return lamprey_group_check(comm, call) ? ncclSuccess : ncclSystemError;
+    }
+    return lamprey_check_call(comm, call);
+}
+
 static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
                             const struct lamprey_call *call)
 {
     const cudaStream_t stream = (cudaStream_t)call->stream;
     struct passage passage;
+    ncclResult_t result = comm->agreed.check ? check(nccl, comm, call) : ncclSuccess;
+    if (result != ncclSuccess) {
+        return result;
+    }
     enter_passage(nccl, comm, stream, &passage);
-    ncclResult_t result = LAMPREY_ORIGINAL(nccl, AllReduce)(
-        call->send, call->recv, call->count, call->type, call->op, comm->handle, stream);
+    result = LAMPREY_ORIGINAL(nccl, AllReduce)(call->send, call->recv, call->count, call->type,
+                                               call->op, comm->handle, stream);
     leave_passage(stream, &passage);
     return result;
 }
@@ -343,8 +358,8 @@ static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t h
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
     if (result == ncclSuccess && *error == ncclSuccess && workspace &&
-        lamprey_workspace_timed_out(workspace)) {
-        *error = ncclRemoteError;
+        (lamprey_workspace_timed_out(workspace) || lamprey_check_failed(workspace))) {
+        *error = lamprey_check_failed(workspace) ? ncclInvalidUsage : ncclRemoteError;
     }
     lamprey_comm_release(comm);
     return result;
