@@ -13,9 +13,10 @@
 
 #define MAX_DEVICES 64
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* never held while kernels are loaded */
 static struct lamprey_device *devices[MAX_DEVICES];
 static atomic_bool any_open;
+static pthread_mutex_t library_mutex = PTHREAD_MUTEX_INITIALIZER;
 static CUlibrary library; /* one for all contexts */
 
 static enum lamprey_status describe(struct lamprey_device *device)
@@ -62,6 +63,7 @@ static enum lamprey_status open_device(int ordinal, struct lamprey_device **open
         return LAMPREY_ERROR_MEMORY;
     }
     device->driver = lamprey_driver_get();
+    pthread_mutex_init(&device->loading, NULL);
     device->ordinal = ordinal;
     enum lamprey_status status =
         lamprey_driver_check(device->driver->DeviceGet(&device->device, ordinal), "cuDeviceGet");
@@ -148,14 +150,16 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
 {
     const struct lamprey_driver *driver = device->driver;
     enum lamprey_status status = LAMPREY_OK;
+    pthread_mutex_lock(&library_mutex);
     if (!library) {
         status = lamprey_driver_check(
             driver->LibraryLoadData(&library, lamprey_fatbin, NULL, NULL, 0, NULL, NULL, 0),
             "cuLibraryLoadData");
-        if (status) {
-            snprintf(reason, reason_size, "the driver can't load the kernels");
-            return status;
-        }
+    }
+    pthread_mutex_unlock(&library_mutex);
+    if (status) {
+        snprintf(reason, reason_size, "the driver can't load the kernels");
+        return status;
     }
     uint32_t resident = UINT32_MAX;
     for (int i = 0; i < LAMPREY_KERNEL_COUNT; i++) {
@@ -187,11 +191,11 @@ enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, c
         snprintf(reason, reason_size, "the GPU's context can't be entered");
         return status;
     }
-    pthread_mutex_lock(&mutex);
+    pthread_mutex_lock(&device->loading);
     if (!device->resident_ctas) {
         status = load_kernels(device, reason, reason_size);
     }
-    pthread_mutex_unlock(&mutex);
+    pthread_mutex_unlock(&device->loading);
     lamprey_device_leave(device, pushed);
     return status;
 }

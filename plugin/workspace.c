@@ -152,6 +152,10 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lampre
             driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream),
             "cuMemsetD8Async");
     }
+    if (!status) { /* whoever frees the memory waits for this */
+        status =
+            lamprey_driver_check(driver->EventRecord(workspace->serial, stream), "cuEventRecord");
+    }
     return status;
 }
 
