@@ -16,6 +16,10 @@ void lamprey_group_enter(const struct lamprey_nccl *nccl);
 /* Holds a call back; takes a reference of comm. False: no memory. */
 bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call);
 
+/* Has NCCL's own all-reduce of a checked communicator checked before NCCL launches it. False: no
+ * memory. */
+bool lamprey_group_check(struct lamprey_comm *comm, const struct lamprey_call *call);
+
 /* Notes that NCCL's own part has work of comm on stream, which must be kept in order with ours. */
 void lamprey_group_note(struct lamprey_comm *comm, CUstream stream);
 

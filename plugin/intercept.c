@@ -2,7 +2,9 @@
 /* What NCCL's functions become. Every wrapper passes on what it doesn't know and is re-entrant,
  * since NCCL calls some of its own public names. */
 #include <stdbool.h>
+#include <stddef.h>
 
+#include "plugin/check.h"
 #include "plugin/group.h"
 #include "plugin/launch.h"
 #include "plugin/nccl.h"
@@ -69,14 +71,28 @@ static void leave_passage(cudaStream_t stream, struct passage *passage)
     }
 }
 
+/* NCCL's all-reduces are checked too: another rank's may be ours. */
+static ncclResult_t check(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                          const struct lamprey_call *call)
+{
+    if (lamprey_group_open(nccl)) {
+        return lamprey_group_check(comm, call) ? ncclSuccess : ncclSystemError;
+    }
+    return lamprey_check_call(comm, call);
+}
+
 static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
                             const struct lamprey_call *call)
 {
     const cudaStream_t stream = (cudaStream_t)call->stream;
     struct passage passage;
+    ncclResult_t result = comm->agreed.check ? check(nccl, comm, call) : ncclSuccess;
+    if (result != ncclSuccess) {
+        return result;
+    }
     enter_passage(nccl, comm, stream, &passage);
-    ncclResult_t result = LAMPREY_ORIGINAL(nccl, AllReduce)(
-        call->send, call->recv, call->count, call->type, call->op, comm->handle, stream);
+    result = LAMPREY_ORIGINAL(nccl, AllReduce)(call->send, call->recv, call->count, call->type,
+                                               call->op, comm->handle, stream);
     leave_passage(stream, &passage);
     return result;
 }
@@ -100,7 +116,7 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         break;
     case LAMPREY_COMM_BROKEN:
         lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-        return ncclUnhandledCudaError;
+        return atomic_load(&comm->failure);
     case LAMPREY_COMM_ABORTED:
         return ncclInternalError; /* as NCCL's own waits end */
     case LAMPREY_COMM_CLOSED:
@@ -164,12 +180,18 @@ static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 /* ---- life-cycle ---- */
 
 /* Notes what a configuration says of the communicators of this process. */
-static void note_config(struct lamprey_nccl *nccl, const ncclConfig_t *config, bool split)
+static void note_config(struct lamprey_nccl *nccl, const ncclConfig_t *config)
 {
-    if (config && config->blocking == 0) {
+    if (!config) {
+        return;
+    }
+    if (config->blocking == 0) {
         atomic_store(&nccl->nonblocking, true);
     }
-    if (config && split && config->splitShare == 1) {
+    /* A child takes what its parent was made with; a program may know a shorter struct. */
+    if (config->splitShare == 1 ||
+        (config->size >= offsetof(ncclConfig_t, shrinkShare) + sizeof config->shrinkShare &&
+         config->shrinkShare == 1)) {
         atomic_store(&nccl->shares_resources, true);
     }
 }
@@ -224,7 +246,7 @@ static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms,
 static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
                                           ncclUniqueId id, int rank, ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
+    note_config(nccl, config);
     return made(nccl, LAMPREY_ORIGINAL(nccl, CommInitRankConfig)(comm, nranks, id, rank, config),
                 comm);
 }
@@ -233,7 +255,7 @@ static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_
                                             int rank, int nids, ncclUniqueId *ids,
                                             ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
+    note_config(nccl, config);
     return made(nccl,
                 LAMPREY_ORIGINAL(nccl, CommInitRankScalable)(comm, nranks, rank, nids, ids, config),
                 comm);
@@ -242,7 +264,7 @@ static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_
 static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key,
                                  ncclComm_t *child, ncclConfig_t *config)
 {
-    note_config(nccl, config, true);
+    note_config(nccl, config);
     return made(nccl, LAMPREY_ORIGINAL(nccl, CommSplit)(comm, color, key, child, config), child);
 }
 
@@ -254,7 +276,7 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
     if (flags & shrink_abort) {
         close_comm(comm, LAMPREY_REVOKED);
     }
-    note_config(nccl, config, true);
+    note_config(nccl, config);
     return made(
         nccl,
         LAMPREY_ORIGINAL(nccl, CommShrink)(comm, exclude, exclude_count, child, config, flags),
@@ -265,7 +287,7 @@ static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int 
                                 const ncclUniqueId *id, int rank, ncclComm_t *child,
                                 ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
+    note_config(nccl, config);
     return made(nccl, LAMPREY_ORIGINAL(nccl, CommGrow)(comm, nranks, id, rank, child, config),
                 child);
 }
@@ -313,7 +335,9 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
 
 static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
 {
-    close_comm(comm, LAMPREY_REVOKED);
+    if (flags == 0) { /* else NCCL refuses, and the communicator lives on */
+        close_comm(comm, LAMPREY_REVOKED);
+    }
     return LAMPREY_ORIGINAL(nccl, CommRevoke)(comm, flags);
 }
 
@@ -334,8 +358,8 @@ static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t h
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
     if (result == ncclSuccess && *error == ncclSuccess && workspace &&
-        lamprey_workspace_timed_out(workspace)) {
-        *error = ncclRemoteError;
+        (lamprey_workspace_timed_out(workspace) || lamprey_check_failed(workspace))) {
+        *error = lamprey_check_failed(workspace) ? ncclInvalidUsage : ncclRemoteError;
     }
     lamprey_comm_release(comm);
     return result;

@@ -225,6 +225,15 @@ TEST(Decide, LeavesFp8ToNcclWhereSomeRankCannot)
     }
 }
 
+TEST(Decide, ChecksCallsWhereSomeRankAsks)
+{
+    auto all = records(3);
+    char reason[256];
+    EXPECT_FALSE(lamprey_agree(all.data(), 3, reason, sizeof reason).check);
+    all[2].check = 1;
+    EXPECT_TRUE(lamprey_agree(all.data(), 3, reason, sizeof reason).check);
+}
+
 std::string kernel_for(int nranks, lamprey_algorithm_choice choice, size_t count,
                        ncclDataType_t type, ncclRedOp_t op)
 {
