@@ -431,6 +431,7 @@ static CUresult launch_all(struct emulator_exec *exec, struct emulator_stream *s
 CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle)
 {
     ENTER();
+    emulator_stream_await_room(stream_handle);
     LOCKED();
     struct emulator_exec *exec = EMULATOR_FIND(exec, EMULATOR_EXEC, handle);
     struct emulator_stream *stream = NULL;
