@@ -104,6 +104,9 @@ static uint16_t to_bfloat16(float value)
                 }                                                                                  \
             }                                                                                      \
             if (op == ncclAvg) {                                                                   \
+                if ((wide)0.5 == 0) { /* an integer's sum has wrapped before it is divided */      \
+                    sum = (wide)(type)sum;                                                         \
+                }                                                                                  \
                 sum = (wide)(sum / (wide)nranks);                                                  \
             }                                                                                      \
             out[i] = (type)STORE(sum);                                                             \
