@@ -49,6 +49,7 @@ static void enter_passage(struct lamprey_nccl *nccl, struct lamprey_comm *comm, 
     passage->comm = comm;
     passage->workspace = NULL;
     if (workspace && lamprey_group_open(nccl)) {
+        lamprey_group_refuses(comm, (CUstream)stream);
         lamprey_group_note(comm, (CUstream)stream);
     } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
         if (lamprey_order_before(&comm->order, workspace, (CUstream)stream, &passage->step) ==
@@ -81,17 +82,32 @@ static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm
     return result;
 }
 
+/* Until the group ends, where NCCL would refuse it at once if it saw the group's streams. */
+static ncclResult_t hold(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                         const struct lamprey_call *call)
+{
+    if (lamprey_group_refuses(comm, call->stream)) {
+        return pass_on(nccl, comm, call);
+    }
+    return lamprey_group_hold(comm, call) ? ncclSuccess : lamprey_group_fail(nccl, ncclSystemError);
+}
+
 static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
                                      const struct lamprey_call *call)
 {
+    const bool grouped = lamprey_group_open(nccl);
     const enum lamprey_decision kind = lamprey_decide_kind(call->count, call->type, call->op);
     if (kind != LAMPREY_SERVE) {
         lamprey_count(&comm->counters, counter_of(kind));
         return pass_on(nccl, comm, call);
     }
     if (atomic_load(&comm->state) == LAMPREY_COMM_NEW) {
-        if (lamprey_group_open(nccl)) {
-            return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
+        if (!lamprey_decide_setup(call->count, call->type)) {
+            lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_size);
+            return pass_on(nccl, comm, call);
+        }
+        if (grouped) {
+            return hold(nccl, comm, call);
         }
         lamprey_setup(comm);
     }
@@ -100,10 +116,11 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         break;
     case LAMPREY_COMM_BROKEN:
         lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-        return ncclUnhandledCudaError;
+        return lamprey_group_fail(nccl, ncclUnhandledCudaError);
     case LAMPREY_COMM_ABORTED:
-        return ncclInternalError; /* as NCCL's own waits end */
+        return lamprey_group_fail(nccl, ncclInternalError); /* as NCCL's own waits end */
     case LAMPREY_COMM_CLOSED:
+    case LAMPREY_COMM_SUSPENDED:
         lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_closed);
         return pass_on(nccl, comm, call);
     default:
@@ -116,10 +133,7 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         lamprey_count(&comm->counters, counter_of(decision));
         return pass_on(nccl, comm, call);
     }
-    if (lamprey_group_open(nccl)) {
-        return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
-    }
-    return lamprey_launch(comm, call, false);
+    return grouped ? hold(nccl, comm, call) : lamprey_launch(comm, call, false);
 }
 
 static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, void *recv,
@@ -270,10 +284,21 @@ static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int 
                 child);
 }
 
-static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t comm)
+/* Finalized means that the work in flight is done. */
+static void finish(struct lamprey_comm *comm)
 {
-    close_comm(comm, LAMPREY_FINALIZED);
-    return LAMPREY_ORIGINAL(nccl, CommFinalize)(comm);
+    lamprey_comm_close(comm->handle, LAMPREY_FINALIZED);
+    lamprey_comm_drain(comm, -1);
+}
+
+static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t handle)
+{
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    if (comm) {
+        finish(comm);
+        lamprey_comm_release(comm);
+    }
+    return LAMPREY_ORIGINAL(nccl, CommFinalize)(handle);
 }
 
 /* The entry stays in the table until NCCL has let the communicator go, so that an abort finds it
@@ -282,8 +307,7 @@ static ncclResult_t on_CommDestroy(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     if (comm) {
-        lamprey_comm_close(handle, LAMPREY_FINALIZED);
-        lamprey_comm_drain(comm, -1);
+        finish(comm);
     }
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommDestroy)(handle);
     if (comm) {
@@ -317,14 +341,32 @@ static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, in
     return LAMPREY_ORIGINAL(nccl, CommRevoke)(comm, flags);
 }
 
+static void change_state(ncclComm_t handle, enum lamprey_comm_state from,
+                         enum lamprey_comm_state to)
+{
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    if (comm) {
+        atomic_compare_exchange_strong(&comm->state, &from, to);
+        lamprey_comm_release(comm);
+    }
+}
+
 static ncclResult_t on_CommSuspend(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
 {
-    return LAMPREY_ORIGINAL(nccl, CommSuspend)(comm, flags);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommSuspend)(comm, flags);
+    if (result == ncclSuccess) {
+        change_state(comm, LAMPREY_COMM_SERVED, LAMPREY_COMM_SUSPENDED);
+    }
+    return result;
 }
 
 static ncclResult_t on_CommResume(struct lamprey_nccl *nccl, ncclComm_t comm)
 {
-    return LAMPREY_ORIGINAL(nccl, CommResume)(comm);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommResume)(comm);
+    if (result == ncclSuccess) {
+        change_state(comm, LAMPREY_COMM_SUSPENDED, LAMPREY_COMM_SERVED);
+    }
+    return result;
 }
 
 static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t handle,

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <atomic>
 #include <functional>
 #include <string>
 #include <thread>
@@ -91,11 +92,28 @@ inline lampreyStats stats_of(ncclComm_t comm)
     return stats;
 }
 
-inline size_t streams()
+// What the process holds of the emulated driver.
+struct Held {
+    size_t mappings, allocations, handles, streams, events;
+
+    bool operator==(const Held &other) const
+    {
+        return memcmp(this, &other, sizeof other) == 0;
+    }
+};
+
+inline Held held()
 {
-    size_t counts[5];
-    lampreyEmulatorCounts(&counts[0], &counts[1], &counts[2], &counts[3], &counts[4]);
-    return counts[3];
+    Held now;
+    lampreyEmulatorCounts(&now.mappings, &now.allocations, &now.handles, &now.streams, &now.events);
+    return now;
+}
+
+inline CUstream make_stream(unsigned flags = CU_STREAM_NON_BLOCKING)
+{
+    CUstream stream = nullptr;
+    REQUIRE(cuStreamCreate(&stream, flags) == CUDA_SUCCESS);
+    return stream;
 }
 
 // One rank's buffers on one GPU.
@@ -183,9 +201,9 @@ struct Rank {
     // would answer ncclInvalidArgument, or worse.
     void all_reduce_until_abort(size_t count, bool grouped, const std::function<void()> &meanwhile)
     {
-        const size_t before = streams();
+        const size_t before = held().streams;
         std::thread aborter([&] {
-            while (streams() == before) {
+            while (held().streams == before) {
                 usleep(200);
             }
             meanwhile();
@@ -213,6 +231,58 @@ struct Rank {
         share_id(rank);
         REQUIRE(ncclCommInitRank(&comm, nranks, shared->id, rank) == ncclSuccess);
     }
+};
+
+// One buffer of the ranks that every step multiplies by their number: steps that overlap, or run
+// twice or never, show.
+class Chain {
+  public:
+    explicit Chain(const Rank &self) : self_(self)
+    {
+        const std::vector<uint64_t> ones(kCount, 1);
+        REQUIRE(cuMemAlloc(&at_, kCount * sizeof ones[0]) == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyHtoD(at_, ones.data(), kCount * sizeof ones[0]) == CUDA_SUCCESS);
+        uint64_t one = 1;
+        REQUIRE(ncclRedOpCreatePreMulSum(&scaled_, &one, ncclUint64, ncclScalarHostImmediate,
+                                         self.comm) == ncclSuccess);
+    }
+
+    ncclResult_t call(bool ours, CUstream stream)
+    {
+        return ncclAllReduce((void *)at_, (void *)at_, kCount, ncclUint64, ours ? ncclSum : scaled_,
+                             self_.comm, (cudaStream_t)stream);
+    }
+
+    // A step, now or when a graph is replayed.
+    void step(bool ours, CUstream stream)
+    {
+        REQUIRE(call(ours, stream) == ncclSuccess);
+    }
+
+    // After this many steps; waits for the whole GPU.
+    void expect(int steps)
+    {
+        std::vector<uint64_t> got(kCount);
+        uint64_t expected = 1;
+        for (int i = 0; i < steps; i++) {
+            expected *= (uint64_t)self_.nranks;
+        }
+        REQUIRE(cuCtxSynchronize() == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyDtoH(got.data(), at_, kCount * sizeof got[0]) == CUDA_SUCCESS);
+        for (const uint64_t &value : got) {
+            if (value != expected) {
+                fprintf(stderr, "element %zu is %llx, not %llx\n", &value - got.data(),
+                        (unsigned long long)value, (unsigned long long)expected);
+            }
+            REQUIRE(value == expected);
+        }
+    }
+
+  private:
+    static constexpr size_t kCount = 300;
+    const Rank &self_;
+    CUdeviceptr at_ = 0;
+    ncclRedOp_t scaled_;
 };
 
 // Captures count calls into a graph on rank's stream.
