@@ -101,6 +101,10 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         lamprey_count(&comm->counters, counter_of(kind));
         return pass_on(nccl, comm, call);
     }
+    /* No rank can run it, so it isn't a decision between two that can: NCCL says what is wrong. */
+    if (!call->send || !call->recv) {
+        return pass_on(nccl, comm, call);
+    }
     if (atomic_load(&comm->state) == LAMPREY_COMM_NEW) {
         if (!lamprey_decide_setup(call->count, call->type)) {
             lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_size);
@@ -177,15 +181,18 @@ static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 
 /* ---- life-cycle ---- */
 
-/* Notes what a configuration says of the communicators of this process. */
-static void note_config(struct lamprey_nccl *nccl, const ncclConfig_t *config, bool split)
+/* What the configuration of a communicator that was made says of this process's. Returns result. */
+static ncclResult_t note_config(struct lamprey_nccl *nccl, ncclResult_t result,
+                                const ncclConfig_t *config, bool split)
 {
-    if (config && config->blocking == 0) {
+    const bool accepted = result == ncclSuccess || result == ncclInProgress;
+    if (accepted && config && config->blocking == 0) {
         atomic_store(&nccl->nonblocking, true);
     }
-    if (config && split && config->splitShare == 1) {
+    if (accepted && config && split && config->splitShare == 1) {
         atomic_store(&nccl->shares_resources, true);
     }
+    return result;
 }
 
 static void forget(ncclComm_t handle)
@@ -238,26 +245,25 @@ static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms,
 static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
                                           ncclUniqueId id, int rank, ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
-    return made(nccl, LAMPREY_ORIGINAL(nccl, CommInitRankConfig)(comm, nranks, id, rank, config),
-                comm);
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(nccl, CommInitRankConfig)(comm, nranks, id, rank, config);
+    return made(nccl, note_config(nccl, result, config, false), comm);
 }
 
 static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
                                             int rank, int nids, ncclUniqueId *ids,
                                             ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
-    return made(nccl,
-                LAMPREY_ORIGINAL(nccl, CommInitRankScalable)(comm, nranks, rank, nids, ids, config),
-                comm);
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(nccl, CommInitRankScalable)(comm, nranks, rank, nids, ids, config);
+    return made(nccl, note_config(nccl, result, config, false), comm);
 }
 
 static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key,
                                  ncclComm_t *child, ncclConfig_t *config)
 {
-    note_config(nccl, config, true);
-    return made(nccl, LAMPREY_ORIGINAL(nccl, CommSplit)(comm, color, key, child, config), child);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommSplit)(comm, color, key, child, config);
+    return made(nccl, note_config(nccl, result, config, true), child);
 }
 
 static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, int *exclude,
@@ -268,20 +274,17 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
     if (flags & shrink_abort) {
         close_comm(comm, LAMPREY_REVOKED);
     }
-    note_config(nccl, config, true);
-    return made(
-        nccl,
-        LAMPREY_ORIGINAL(nccl, CommShrink)(comm, exclude, exclude_count, child, config, flags),
-        child);
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(nccl, CommShrink)(comm, exclude, exclude_count, child, config, flags);
+    return made(nccl, note_config(nccl, result, config, true), child);
 }
 
 static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int nranks,
                                 const ncclUniqueId *id, int rank, ncclComm_t *child,
                                 ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
-    return made(nccl, LAMPREY_ORIGINAL(nccl, CommGrow)(comm, nranks, id, rank, child, config),
-                child);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommGrow)(comm, nranks, id, rank, child, config);
+    return made(nccl, note_config(nccl, result, config, false), child);
 }
 
 /* Finalized means that the work in flight is done. */

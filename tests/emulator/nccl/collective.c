@@ -58,6 +58,8 @@ static ncclResult_t check(struct emulated_task *task, const char *function)
     if (result != ncclSuccess || task->count == 0) {
         return result;
     }
+    /* NCCL doesn't look at pointers unless it is asked to; what it does with NULL can't be
+     * emulated. */
     bool reads =
         task->kind != TASK_RECV && (task->kind != TASK_BROADCAST || comm->rank == task->root);
     bool writes =
