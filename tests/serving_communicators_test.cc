@@ -182,7 +182,7 @@ TEST_F(Serving, RecognisesAnAddressThatIsUsedAgain)
             REQUIRE((i % 3 ? ncclCommDestroy : ncclCommAbort)(self.comm) == ncclSuccess);
             meet(2);
         }
-        REQUIRE(again);
+        REQUIRE(again || kSanitized);
     });
 }
 

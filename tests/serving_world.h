@@ -36,6 +36,13 @@ using lamprey_test::element_type;
 
 constexpr int kDeadlineSeconds = 120;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized =
+    true; // memory isn't used again soon, and what an exit leaves is reported
+#else
+constexpr bool kSanitized = false;
+#endif
+
 // What a child finds wrong ends it with a message; the parent sees the exit code.
 #define REQUIRE(condition)                                                                         \
     do {                                                                                           \
