@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 #define LAMPREY_RECORD_MAGIC 0x4c414d5052455931ull
-#define LAMPREY_RECORD_VERSION 2
+#define LAMPREY_RECORD_VERSION 3
 
 #define LAMPREY_RECORD_BYTES 1024
 
@@ -42,7 +42,8 @@ struct lamprey_record {
     uint32_t refuses;   /* 1: this rank can't take part, for reason */
     char reason[120];
     struct lamprey_domain_record domain;
-    uint8_t reserved[LAMPREY_RECORD_BYTES - 216 - sizeof(struct lamprey_domain_record)];
+    uint32_t check; /* LAMPREY_CHECK */
+    uint8_t reserved[LAMPREY_RECORD_BYTES - 220 - sizeof(struct lamprey_domain_record)];
 };
 
 /* The exchanges after the first: does the last step stand everywhere? */
@@ -51,6 +52,7 @@ struct lamprey_vote {
     uint32_t refuses;
     uint32_t reserved;
     char reason[112];
+    uint8_t fabric[64]; /* names this rank's staging memory on other hosts; else zero */
 };
 
 /* What the ranks have agreed on. */
@@ -64,6 +66,8 @@ struct lamprey_agreed {
     uint32_t lanes;
     uint32_t slot_cells;
     bool has_fp8;
+    bool across_hosts; /* staging memory travels as fabric handles; else as descriptors */
+    bool check;        /* some rank wants calls compared */
 };
 
 /* Over the records of all ranks, in rank order. reason: empty when served, else one line. */

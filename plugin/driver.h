@@ -33,6 +33,7 @@ extern "C" {
     X(OccupancyMaxActiveBlocksPerMultiprocessor, cuOccupancyMaxActiveBlocksPerMultiprocessor,      \
       6050, 2)                                                                                     \
     X(LaunchKernelEx, cuLaunchKernelEx, 11060, 2)                                                  \
+    X(LaunchHostFunc, cuLaunchHostFunc, 10000, 2)                                                  \
     X(MemAddressReserve, cuMemAddressReserve, 10020, 1)                                            \
     X(MemAddressFree, cuMemAddressFree, 10020, 1)                                                  \
     X(MemCreate, cuMemCreate, 10020, 1)                                                            \

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plugin/check.h"
 #include "plugin/setup.h"
 
 struct held {
@@ -26,6 +27,9 @@ struct group {
     size_t held_count;
     size_t held_room;
     struct held *held;
+    size_t checked_count; /* NCCL's calls that are to be checked */
+    size_t checked_room;
+    struct held *checked;
     size_t noted_count;
     size_t noted_room;
     struct noted *noted;
@@ -59,16 +63,27 @@ void lamprey_group_enter(const struct lamprey_nccl *nccl)
     groups[nccl->index].depth++;
 }
 
-bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call)
+static bool keep(struct held **list, size_t *room, size_t *count, struct lamprey_comm *comm,
+                 const struct lamprey_call *call)
 {
-    struct group *group = &groups[comm->nccl->index];
-    if (!make_room((void **)&group->held, &group->held_room, group->held_count,
-                   sizeof *group->held)) {
+    if (!make_room((void **)list, room, *count, sizeof **list)) {
         return false;
     }
     atomic_fetch_add(&comm->references, 1);
-    group->held[group->held_count++] = (struct held){.comm = comm, .call = *call};
+    (*list)[(*count)++] = (struct held){.comm = comm, .call = *call};
     return true;
+}
+
+bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call)
+{
+    struct group *group = &groups[comm->nccl->index];
+    return keep(&group->held, &group->held_room, &group->held_count, comm, call);
+}
+
+bool lamprey_group_check(struct lamprey_comm *comm, const struct lamprey_call *call)
+{
+    struct group *group = &groups[comm->nccl->index];
+    return keep(&group->checked, &group->checked_room, &group->checked_count, comm, call);
 }
 
 static ncclResult_t give_to_nccl(const struct held *held)
@@ -154,10 +169,14 @@ static void free_group(struct group *group)
     for (size_t i = 0; i < group->held_count; i++) {
         lamprey_comm_release(group->held[i].comm);
     }
+    for (size_t i = 0; i < group->checked_count; i++) {
+        lamprey_comm_release(group->checked[i].comm);
+    }
     for (size_t i = 0; i < group->noted_count; i++) {
         lamprey_comm_release(group->noted[i].comm);
     }
     free(group->held);
+    free(group->checked);
     free(group->noted);
     memset(group, 0, sizeof *group);
 }
@@ -217,7 +236,7 @@ static ncclResult_t failure_of(const struct group *group)
     for (size_t i = 0; i < group->held_count; i++) {
         switch (atomic_load(&group->held[i].comm->state)) {
         case LAMPREY_COMM_BROKEN:
-            return ncclUnhandledCudaError;
+            return atomic_load(&group->held[i].comm->failure);
         case LAMPREY_COMM_ABORTED:
             return ncclInternalError;
         default:
@@ -251,32 +270,6 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct held 
     }
 }
 
-/* Held calls that turn out to be NCCL's, as one group of NCCL's, in order with ours. */
-static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, size_t count)
-{
-    struct group others = {0};
-    ncclResult_t result = count > 0 ? LAMPREY_ORIGINAL(nccl, GroupStart)() : ncclSuccess;
-    if (count == 0 || result != ncclSuccess) {
-        return result;
-    }
-    for (size_t i = 0; i < count; i++) {
-        lamprey_count(&held[i].comm->counters,
-                      atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
-                          ? LAMPREY_COUNT_fallback_size
-                          : LAMPREY_COUNT_fallback_communicator);
-        note(&others, held[i].comm, held[i].call.stream);
-        give_to_nccl(&held[i]); /* NCCL remembers an error; End returns it */
-    }
-    order_before(&others);
-    result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
-    if (result == ncclInProgress) {
-        wait_while_in_progress(nccl, held, count);
-    }
-    order_after(&others);
-    free_group(&others);
-    return result;
-}
-
 /* Turn by turn over the communicators, in the order of their agreed ids: never in call order, which
  * may differ by rank, and never one communicator's whole queue before another's first call. */
 static int by_turn(const void *a, const void *b)
@@ -304,6 +297,44 @@ static void take_turns(struct held *held, size_t count)
         }
     }
     qsort(held, count, sizeof *held, by_turn);
+}
+
+/* Before NCCL's part of a group, in an order that all ranks have in common. */
+static ncclResult_t launch_checks(struct held *calls, size_t count)
+{
+    ncclResult_t result = ncclSuccess;
+    take_turns(calls, count);
+    for (size_t i = 0; i < count && result == ncclSuccess; i++) {
+        result = lamprey_check_call(calls[i].comm, &calls[i].call);
+    }
+    return result;
+}
+
+/* Held calls that turn out to be NCCL's, as one group of NCCL's, in order with ours. */
+static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct held *held, size_t count)
+{
+    struct group others = {0};
+    ncclResult_t result = count > 0 ? LAMPREY_ORIGINAL(nccl, GroupStart)() : ncclSuccess;
+    if (count == 0 || result != ncclSuccess) {
+        return result;
+    }
+    for (size_t i = 0; i < count; i++) {
+        lamprey_count(&held[i].comm->counters,
+                      atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
+                          ? LAMPREY_COUNT_fallback_size
+                          : LAMPREY_COUNT_fallback_communicator);
+        note(&others, held[i].comm, held[i].call.stream);
+        give_to_nccl(&held[i]); /* NCCL remembers an error; End returns it */
+    }
+    const ncclResult_t checked = launch_checks(held, count);
+    order_before(&others);
+    result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
+    if (result == ncclInProgress) {
+        wait_while_in_progress(nccl, held, count);
+    }
+    order_after(&others);
+    free_group(&others);
+    return checked == ncclSuccess ? result : checked;
 }
 
 /* Moves ours to the front, keeping the order; returns how many. */
@@ -394,6 +425,7 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
         free_group(&group);
         return error;
     }
+    const ncclResult_t checked = launch_checks(group.checked, group.checked_count);
     order_before(&group);
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
     if (result == ncclInProgress && group.held_count > 0) {
@@ -402,6 +434,9 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
     }
     if (result == ncclSuccess || result == ncclInProgress) {
         order_after(&group);
+    }
+    if (checked != ncclSuccess && result == ncclSuccess) {
+        result = checked;
     }
     if (result == ncclSuccess && group.held_count > 0) {
         result = release_held(nccl, &group);

@@ -23,6 +23,10 @@ bool lamprey_group_refuses(struct lamprey_comm *comm, CUstream stream);
 /* Returns result; in a group also makes it the group's, of which nothing will run. */
 ncclResult_t lamprey_group_fail(const struct lamprey_nccl *nccl, ncclResult_t result);
 
+/* Has NCCL's own all-reduce of a checked communicator checked before NCCL launches it. False: no
+ * memory. */
+bool lamprey_group_check(struct lamprey_comm *comm, const struct lamprey_call *call);
+
 /* Notes that NCCL's own part has work of comm on stream, which must be kept in order with ours. */
 void lamprey_group_note(struct lamprey_comm *comm, CUstream stream);
 

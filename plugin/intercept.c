@@ -2,7 +2,9 @@
 /* What NCCL's functions become. Every wrapper passes on what it doesn't know and is re-entrant,
  * since NCCL calls some of its own public names. */
 #include <stdbool.h>
+#include <stddef.h>
 
+#include "plugin/check.h"
 #include "plugin/group.h"
 #include "plugin/launch.h"
 #include "plugin/nccl.h"
@@ -70,14 +72,29 @@ static void leave_passage(cudaStream_t stream, struct passage *passage)
     }
 }
 
+/* NCCL's all-reduces are checked too: another rank's may be ours. */
+static ncclResult_t check(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                          const struct lamprey_call *call)
+{
+    if (lamprey_group_open(nccl)) {
+        return lamprey_group_check(comm, call) ? ncclSuccess
+                                               : lamprey_group_fail(nccl, ncclSystemError);
+    }
+    return lamprey_check_call(comm, call);
+}
+
 static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
                             const struct lamprey_call *call)
 {
     const cudaStream_t stream = (cudaStream_t)call->stream;
     struct passage passage;
+    ncclResult_t result = comm->agreed.check ? check(nccl, comm, call) : ncclSuccess;
+    if (result != ncclSuccess) {
+        return result;
+    }
     enter_passage(nccl, comm, stream, &passage);
-    ncclResult_t result = LAMPREY_ORIGINAL(nccl, AllReduce)(
-        call->send, call->recv, call->count, call->type, call->op, comm->handle, stream);
+    result = LAMPREY_ORIGINAL(nccl, AllReduce)(call->send, call->recv, call->count, call->type,
+                                               call->op, comm->handle, stream);
     leave_passage(stream, &passage);
     return result;
 }
@@ -120,7 +137,7 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         break;
     case LAMPREY_COMM_BROKEN:
         lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-        return lamprey_group_fail(nccl, ncclUnhandledCudaError);
+        return lamprey_group_fail(nccl, atomic_load(&comm->failure));
     case LAMPREY_COMM_ABORTED:
         return lamprey_group_fail(nccl, ncclInternalError); /* as NCCL's own waits end */
     case LAMPREY_COMM_CLOSED:
@@ -183,13 +200,18 @@ static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 
 /* What the configuration of a communicator that was made says of this process's. Returns result. */
 static ncclResult_t note_config(struct lamprey_nccl *nccl, ncclResult_t result,
-                                const ncclConfig_t *config, bool split)
+                                const ncclConfig_t *config)
 {
-    const bool accepted = result == ncclSuccess || result == ncclInProgress;
-    if (accepted && config && config->blocking == 0) {
+    if (!config || (result != ncclSuccess && result != ncclInProgress)) {
+        return result;
+    }
+    if (config->blocking == 0) {
         atomic_store(&nccl->nonblocking, true);
     }
-    if (accepted && config && split && config->splitShare == 1) {
+    /* A child takes what its parent was made with; a program may know a shorter struct. */
+    if (config->splitShare == 1 ||
+        (config->size >= offsetof(ncclConfig_t, shrinkShare) + sizeof config->shrinkShare &&
+         config->shrinkShare == 1)) {
         atomic_store(&nccl->shares_resources, true);
     }
     return result;
@@ -247,7 +269,7 @@ static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t 
 {
     ncclResult_t result =
         LAMPREY_ORIGINAL(nccl, CommInitRankConfig)(comm, nranks, id, rank, config);
-    return made(nccl, note_config(nccl, result, config, false), comm);
+    return made(nccl, note_config(nccl, result, config), comm);
 }
 
 static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
@@ -256,14 +278,14 @@ static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_
 {
     ncclResult_t result =
         LAMPREY_ORIGINAL(nccl, CommInitRankScalable)(comm, nranks, rank, nids, ids, config);
-    return made(nccl, note_config(nccl, result, config, false), comm);
+    return made(nccl, note_config(nccl, result, config), comm);
 }
 
 static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key,
                                  ncclComm_t *child, ncclConfig_t *config)
 {
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommSplit)(comm, color, key, child, config);
-    return made(nccl, note_config(nccl, result, config, true), child);
+    return made(nccl, note_config(nccl, result, config), child);
 }
 
 static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, int *exclude,
@@ -276,7 +298,7 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
     }
     ncclResult_t result =
         LAMPREY_ORIGINAL(nccl, CommShrink)(comm, exclude, exclude_count, child, config, flags);
-    return made(nccl, note_config(nccl, result, config, true), child);
+    return made(nccl, note_config(nccl, result, config), child);
 }
 
 static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int nranks,
@@ -284,7 +306,7 @@ static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int 
                                 ncclConfig_t *config)
 {
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommGrow)(comm, nranks, id, rank, child, config);
-    return made(nccl, note_config(nccl, result, config, false), child);
+    return made(nccl, note_config(nccl, result, config), child);
 }
 
 /* Finalized means that the work in flight is done. */
@@ -294,9 +316,10 @@ static void finish(struct lamprey_comm *comm)
     lamprey_comm_drain(comm, -1);
 }
 
+/* Also one without an all-reduce so far is known from now on: its first one is NCCL's to refuse. */
 static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
-    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
     if (comm) {
         finish(comm);
         lamprey_comm_release(comm);
@@ -338,10 +361,14 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
     return result;
 }
 
-static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
+static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t handle, int flags)
 {
-    close_comm(comm, LAMPREY_REVOKED);
-    return LAMPREY_ORIGINAL(nccl, CommRevoke)(comm, flags);
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
+    if (comm) {
+        lamprey_comm_close(handle, LAMPREY_REVOKED);
+        lamprey_comm_release(comm);
+    }
+    return LAMPREY_ORIGINAL(nccl, CommRevoke)(handle, flags);
 }
 
 static void change_state(ncclComm_t handle, enum lamprey_comm_state from,
@@ -379,8 +406,8 @@ static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t h
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
     if (result == ncclSuccess && *error == ncclSuccess && workspace &&
-        lamprey_workspace_timed_out(workspace)) {
-        *error = ncclRemoteError;
+        (lamprey_workspace_timed_out(workspace) || lamprey_check_failed(workspace))) {
+        *error = lamprey_check_failed(workspace) ? ncclInvalidUsage : ncclRemoteError;
     }
     lamprey_comm_release(comm);
     return result;

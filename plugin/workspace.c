@@ -5,8 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/check.h"
+
 #define ALARMS 1024     /* a cache line apart; more than programs have communicators */
 #define ALARM_STRIDE 16 /* in words */
+
+_Static_assert(LAMPREY_ALARM_WORDS <= ALARM_STRIDE, "one communicator's, one stride");
 
 /* Pages of alarms, never freed: freeing pinned memory waits for the whole GPU. */
 struct alarm_page {
@@ -65,8 +69,9 @@ static enum lamprey_status take_alarm(const struct lamprey_driver *driver, atomi
     }
     pthread_mutex_unlock(&mutex);
     if (*word) {
-        atomic_store(&(*word)[LAMPREY_ALARM_ABORT], 0);
-        atomic_store(&(*word)[LAMPREY_ALARM_TIMED_OUT], 0);
+        for (int i = 0; i < LAMPREY_ALARM_WORDS; i++) {
+            atomic_store(&(*word)[i], 0);
+        }
     }
     return status;
 }
@@ -102,17 +107,19 @@ static void destroy(struct lamprey_workspace *workspace)
     free(workspace);
 }
 
-size_t lamprey_workspace_bytes(uint32_t lanes, uint32_t slot_cells)
+/* Every rank's the same but for granularity. */
+static size_t bytes_for(uint32_t nranks, uint32_t lanes, uint32_t slot_cells)
 {
     return lamprey_staging_bytes(lanes, slot_cells) + lanes * sizeof(struct lamprey_lane) +
-           LAMPREY_SCRATCH_BYTES;
+           LAMPREY_SCRATCH_BYTES + lamprey_check_bytes(nranks) + sizeof(struct lamprey_check_state);
 }
 
-static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream stream)
+static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lamprey_sharing sharing,
+                                CUstream stream)
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
-    const size_t bytes = lamprey_workspace_bytes(workspace->lanes, workspace->slot_cells);
+    const size_t bytes = bytes_for(workspace->nranks, workspace->lanes, workspace->slot_cells);
     enum lamprey_status status = take_alarm(driver, &workspace->alarm);
     if (!status) {
         status = lamprey_driver_check(
@@ -128,12 +135,14 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
             driver->EventCreate(&workspace->join, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
     }
     if (!status) {
-        status = lamprey_memory_create(workspace->device, bytes, true, &workspace->own);
+        status = lamprey_memory_create(workspace->device, bytes, sharing, &workspace->own);
     }
     if (!status) {
         workspace->lane_states = workspace->own.address + staging;
         workspace->scratch =
             workspace->lane_states + workspace->lanes * sizeof(struct lamprey_lane);
+        workspace->check_cells = workspace->scratch + LAMPREY_SCRATCH_BYTES;
+        workspace->check_state = workspace->check_cells + lamprey_check_bytes(workspace->nranks);
         status = lamprey_driver_check(
             driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream),
             "cuMemsetD8Async");
@@ -143,12 +152,17 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
             driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream),
             "cuMemsetD8Async");
     }
+    if (!status) { /* whoever frees the memory waits for this */
+        status =
+            lamprey_driver_check(driver->EventRecord(workspace->serial, stream), "cuEventRecord");
+    }
     return status;
 }
 
 enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
                                              uint32_t nranks, uint32_t lanes, uint32_t slot_cells,
-                                             CUstream stream, struct lamprey_workspace **workspace)
+                                             enum lamprey_sharing sharing, CUstream stream,
+                                             struct lamprey_workspace **workspace)
 {
     struct lamprey_workspace *made = calloc(1, sizeof *made);
     if (!made) {
@@ -160,7 +174,7 @@ enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device
     made->nranks = nranks;
     made->lanes = lanes;
     made->slot_cells = slot_cells;
-    enum lamprey_status status = fill(made, stream);
+    enum lamprey_status status = fill(made, sharing, stream);
     if (status) {
         destroy(made);
         return status;

@@ -91,12 +91,12 @@ TEST_F(Serving, LeavesCommunicatorsOfOneRankAlone)
     processes(1, [](int) {
         Rank self(0, 1);
         self.init();
-        const Held before = held();
+        const Counts before = Counts();
         for (uint64_t i = 0; i < 3; i++) {
             self.round(LAMPREY_REFERENCE_F32, 1000, i);
         }
         REQUIRE(stats_of(self.comm).fallback_communicator == 3);
-        REQUIRE(held() == before);
+        REQUIRE(Counts() == before);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
     });
 }
@@ -111,17 +111,17 @@ TEST_F(Serving, BearsHundredsOfCommunicators)
         self.init();
         serves(self, false);
         std::vector<Rank> parts(n, self);
-        const Held unused = held();
+        const Counts unused = Counts();
         size_t events = 0; // NCCL's
         for (Rank &part : parts) {
-            const size_t before = held().events;
+            const size_t before = Counts().events;
             REQUIRE(ncclCommSplit(self.comm, 0, rank, &part.comm, nullptr) == ncclSuccess);
-            events = held().events - before;
+            events = Counts().events - before;
             REQUIRE(ncclAllGather((void *)part.send, (void *)part.recv, 64, ncclInt32, part.comm,
                                   (cudaStream_t)part.stream) == ncclSuccess);
         }
         REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
-        Held now = held();
+        Counts now;
         REQUIRE(now.events == unused.events + n * events);
         now.events = unused.events;
         REQUIRE(now == unused);
@@ -129,13 +129,13 @@ TEST_F(Serving, BearsHundredsOfCommunicators)
             part.round(LAMPREY_REFERENCE_F32, 50, 3);
             REQUIRE(stats_of(part.comm).served == 1);
         }
-        now = held();
+        now = Counts();
         REQUIRE(now.allocations <= unused.allocations + 2 * n); // its own, and the peer's
         REQUIRE(now.streams == unused.streams);
         for (Rank &part : parts) {
             REQUIRE(ncclCommDestroy(part.comm) == ncclSuccess);
         }
-        REQUIRE(held() == unused);
+        REQUIRE(Counts() == unused);
         serves(self);
     });
     unsetenv("LAMPREY_MAX_BYTES");
@@ -149,7 +149,7 @@ TEST_F(Serving, SetsNothingUpForLargeCallsAlone)
         CUdeviceptr large = 0;
         self.init();
         REQUIRE(cuMemAlloc(&large, bytes) == CUDA_SUCCESS);
-        const Held before = held();
+        const Counts before = Counts();
         for (const bool grouped : {false, true}) {
             REQUIRE(!grouped || ncclGroupStart() == ncclSuccess);
             REQUIRE(ncclAllReduce((void *)large, (void *)large, bytes, ncclInt8, ncclMax, self.comm,
@@ -157,7 +157,7 @@ TEST_F(Serving, SetsNothingUpForLargeCallsAlone)
             REQUIRE(!grouped || ncclGroupEnd() == ncclSuccess);
         }
         REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
-        REQUIRE(held() == before);
+        REQUIRE(Counts() == before);
         REQUIRE(stats_of(self.comm).fallback_size == 2);
         serves(self);
     });

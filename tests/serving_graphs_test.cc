@@ -278,8 +278,8 @@ TEST_F(Serving, GivesMemoryBackWhicheverGoesFirst)
         memset(shared, 0, sizeof *shared);
         processes(2, [graph_first](int rank) {
             Rank self(rank, 2);
-            Held before = {};
-            Held now = {};
+            Counts before;
+            Counts now;
             for (int i = 0; i < 15; i++) { // what graphs held comes back in the background
                 if (rank == 0) {
                     shared->id_ready = 0;
@@ -297,7 +297,7 @@ TEST_F(Serving, GivesMemoryBackWhicheverGoesFirst)
                     REQUIRE(cuGraphExecDestroy(graph) == CUDA_SUCCESS);
                 }
                 meet(2);
-                now = held();
+                now = Counts();
                 before = i == 2 ? now : before;
             }
             REQUIRE(now.allocations <= before.allocations + 2); // the latest may be on their way

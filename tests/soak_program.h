@@ -197,7 +197,7 @@ inline lamprey_test::bytes expected_of(const Op &op, const std::vector<lamprey_t
     case Kind::scaled_sum:
         expected = lamprey_test::all_reduce_sum(op.type, inputs);
         for (size_t i = 0; i < op.count; i++) {
-            const float scaled = lamprey_test::load_element(op.type, expected.data(), i) * kScale;
+            const float scaled = lamprey_reference_load(op.type, expected.data(), i) * kScale;
             memcpy(expected.data() + i * sizeof scaled, &scaled, sizeof scaled);
         }
         return expected;
@@ -219,7 +219,7 @@ inline double number_at(element_type type, const uint8_t *data, size_t index)
         memcpy(&value, data + index * sizeof value, sizeof value);
         return value;
     }
-    return (double)lamprey_test::load_element(type, data, index);
+    return (double)lamprey_reference_load(type, data, index);
 }
 
 // NCCL's reductions of small numbers: only averages are rounded, and zeros have any sign.

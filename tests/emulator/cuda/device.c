@@ -14,6 +14,8 @@ static int device_count = 2;
 static int driver_version = 13000;
 static int block_threads = 1;
 static int launch_queue;
+static int host;
+static int imex_channel = -1;
 
 static int setting(const char *name, int low, int high, int otherwise)
 {
@@ -37,6 +39,8 @@ static void read_settings(void)
     driver_version = setting("LAMPREY_EMULATOR_DRIVER_VERSION", 1000, 99990, 13000);
     block_threads = setting("LAMPREY_EMULATOR_THREADS", 1, 1024, 1);
     launch_queue = setting("LAMPREY_EMULATOR_QUEUE", 0, 1 << 20, 0);
+    host = setting("LAMPREY_EMULATOR_HOST", 0, 127, 0);
+    imex_channel = setting("LAMPREY_EMULATOR_IMEX", -1, 2047, -1);
 }
 
 int emulator_device_count(void)
@@ -66,6 +70,18 @@ int emulator_launch_queue(void)
 {
     pthread_once(&once, read_settings);
     return launch_queue;
+}
+
+int emulator_host(void)
+{
+    pthread_once(&once, read_settings);
+    return host;
+}
+
+int emulator_imex_channel(void)
+{
+    pthread_once(&once, read_settings);
+    return imex_channel;
 }
 
 CUresult cuDriverGetVersion(int *version)
@@ -122,7 +138,8 @@ CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device)
     if (!emulator_device_valid(device)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    memcpy(uuid->bytes, "lampreyemulator", 15);
+    memcpy(uuid->bytes, "lamprey-gpu-of", 14);
+    uuid->bytes[14] = (char)emulator_host();
     uuid->bytes[15] = (char)device;
     return CUDA_SUCCESS;
 }
@@ -279,6 +296,7 @@ static const struct {
     {CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_WAIT_VALUE_NOR, 1},
     {CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 1},
     {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, 1},
+    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED, 1}, /* without an IMEX channel too */
     {CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH, 1},
 };
 
