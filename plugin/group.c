@@ -296,7 +296,9 @@ static void take_turns(struct held *held, size_t count)
             }
         }
     }
-    qsort(held, count, sizeof *held, by_turn);
+    if (count > 0) {
+        qsort(held, count, sizeof *held, by_turn);
+    }
 }
 
 /* Before NCCL's part of a group, in an order that all ranks have in common. */
