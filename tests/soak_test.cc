@@ -121,12 +121,17 @@ void prepare_environment()
     char here[4096];
     ASSERT_NE(getcwd(here, sizeof here), nullptr);
     const char *scratch = getenv("TEST_TMPDIR");
-    std::string folder = std::string(scratch ? scratch : "/tmp") + "/lamprey-soak-XXXXXX";
-    ASSERT_NE(mkdtemp(&folder[0]), nullptr);
-    ASSERT_EQ(
-        system(("cp -Lf plugin/liblamprey.so topology/liblamprey-topology.so " + folder).c_str()),
-        0);
-    setenv("NCCL_TUNER_PLUGIN", (folder + "/liblamprey.so").c_str(), 1);
+    const std::string installed = std::string(here) + "/../lib/liblamprey.so"; // in a bundle
+    if (access(installed.c_str(), R_OK) == 0) {
+        setenv("NCCL_TUNER_PLUGIN", installed.c_str(), 1);
+    } else { // together in a folder, as they are installed
+        std::string folder = std::string(scratch ? scratch : "/tmp") + "/lamprey-soak-XXXXXX";
+        ASSERT_NE(mkdtemp(&folder[0]), nullptr);
+        const std::string copy =
+            "cp -Lf plugin/liblamprey.so topology/liblamprey-topology.so " + folder;
+        ASSERT_EQ(system(copy.c_str()), 0);
+        setenv("NCCL_TUNER_PLUGIN", (folder + "/liblamprey.so").c_str(), 1);
+    }
     if (emulated()) {
         setenv("LAMPREY_TOPOLOGY", (std::string(here) + "/tests/fixtures/emulator-8.xml").c_str(),
                1);
