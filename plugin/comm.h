@@ -18,8 +18,9 @@ enum lamprey_comm_state {
     LAMPREY_COMM_REFUSED, /* NCCL's for ever */
     LAMPREY_COMM_BROKEN, /* a local failure inside the exchange: peers may wait there, so neither we
                           * nor NCCL can run an all-reduce, and calls return failure */
-    LAMPREY_COMM_CLOSED, /* finalized or revoked: NCCL answers */
-    LAMPREY_COMM_ABORTED, /* NCCL is freeing it: the handle must not be used any more */
+    LAMPREY_COMM_SUSPENDED, /* was served, and will be again: NCCL answers meanwhile */
+    LAMPREY_COMM_CLOSED,    /* finalized or revoked: NCCL answers */
+    LAMPREY_COMM_ABORTED,   /* NCCL is freeing it: the handle must not be used any more */
 };
 
 struct lamprey_comm {

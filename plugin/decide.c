@@ -203,6 +203,13 @@ enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncc
     return count == 0 ? LAMPREY_NOT_EMPTY : LAMPREY_SERVE;
 }
 
+bool lamprey_decide_setup(size_t count, ncclDataType_t type)
+{
+    const int element = element_of(type);
+    return element >= 0 &&
+           count <= LAMPREY_SETUP_BYTES / lamprey_element_bytes((enum lamprey_element)element);
+}
+
 enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count,
                                      ncclDataType_t type, ncclRedOp_t op)
 {

@@ -55,6 +55,7 @@ extern "C" {
     X(StreamQuery, cuStreamQuery, 2000, 1)                                                         \
     X(StreamWaitEvent, cuStreamWaitEvent, 3020, 1)                                                 \
     X(StreamGetId, cuStreamGetId, 12000, 0)                                                        \
+    X(StreamGetDevice, cuStreamGetDevice, 12080, 0)                                                \
     X(StreamGetCaptureInfo, cuStreamGetCaptureInfo, 12030, 2)                                      \
     X(StreamUpdateCaptureDependencies, cuStreamUpdateCaptureDependencies, 12030, 2)                \
     X(GraphAddEventRecordNode, cuGraphAddEventRecordNode, 11010, 2)                                \

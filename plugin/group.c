@@ -23,6 +23,7 @@ struct noted {
 
 struct group {
     int depth;
+    ncclResult_t error; /* the first of ours */
     size_t held_count;
     size_t held_room;
     struct held *held;
@@ -83,6 +84,65 @@ bool lamprey_group_check(struct lamprey_comm *comm, const struct lamprey_call *c
 {
     struct group *group = &groups[comm->nccl->index];
     return keep(&group->checked, &group->checked_room, &group->checked_count, comm, call);
+}
+
+static ncclResult_t give_to_nccl(const struct held *held)
+{
+    const struct lamprey_call *call = &held->call;
+    return LAMPREY_ORIGINAL(held->comm->nccl, AllReduce)(call->send, call->recv, call->count,
+                                                         call->type, call->op, held->comm->handle,
+                                                         (cudaStream_t)call->stream);
+}
+
+/* 0: none, or the stream can't be asked. */
+static cuuint64_t capture_id(const struct lamprey_driver *driver, CUstream stream)
+{
+    CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
+    cuuint64_t id = 0;
+    CUresult result = driver->StreamGetCaptureInfo(stream, &capturing, &id, NULL, NULL, NULL, NULL);
+    return result == CUDA_SUCCESS && capturing == CU_STREAM_CAPTURE_STATUS_ACTIVE ? id : 0;
+}
+
+static bool same_capture(const struct lamprey_comm *comm, CUstream one, CUstream other)
+{
+    bool pushed = false;
+    if (one == other || !comm->device || lamprey_device_enter(comm->device, &pushed)) {
+        return true;
+    }
+    const struct lamprey_driver *driver = comm->device->driver;
+    const bool same = capture_id(driver, one) == capture_id(driver, other);
+    lamprey_device_leave(comm->device, pushed);
+    return same;
+}
+
+bool lamprey_group_refuses(struct lamprey_comm *comm, CUstream stream)
+{
+    const struct group *group = &groups[comm->nccl->index];
+    for (size_t i = group->held_count; i-- > 0;) {
+        const struct held *held = &group->held[i];
+        if (held->comm == comm) {
+            const bool refuses = !same_capture(comm, held->call.stream, stream);
+            if (refuses) {
+                give_to_nccl(held);
+            }
+            return refuses;
+        }
+    }
+    for (size_t i = group->noted_count; i-- > 0;) {
+        if (group->noted[i].comm == comm) {
+            return !same_capture(comm, group->noted[i].stream, stream);
+        }
+    }
+    return false;
+}
+
+ncclResult_t lamprey_group_fail(const struct lamprey_nccl *nccl, ncclResult_t result)
+{
+    struct group *group = &groups[nccl->index];
+    if (group->depth > 0 && group->error == ncclSuccess) {
+        group->error = result;
+    }
+    return result;
 }
 
 static void note(struct group *group, struct lamprey_comm *comm, CUstream stream)
@@ -236,7 +296,9 @@ static void take_turns(struct held *held, size_t count)
             }
         }
     }
-    qsort(held, count, sizeof *held, by_turn);
+    if (count > 0) {
+        qsort(held, count, sizeof *held, by_turn);
+    }
 }
 
 /* Before NCCL's part of a group, in an order that all ranks have in common. */
@@ -259,15 +321,12 @@ static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct held *held, size_t
         return result;
     }
     for (size_t i = 0; i < count; i++) {
-        const struct lamprey_call *call = &held[i].call;
         lamprey_count(&held[i].comm->counters,
                       atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
                           ? LAMPREY_COUNT_fallback_size
                           : LAMPREY_COUNT_fallback_communicator);
-        note(&others, held[i].comm, call->stream);
-        LAMPREY_ORIGINAL(nccl, AllReduce)
-        (call->send, call->recv, call->count, call->type, call->op, held[i].comm->handle,
-         (cudaStream_t)call->stream); /* NCCL remembers an error; End returns it */
+        note(&others, held[i].comm, held[i].call.stream);
+        give_to_nccl(&held[i]); /* NCCL remembers an error; End returns it */
     }
     const ncclResult_t checked = launch_checks(held, count);
     order_before(&others);
@@ -361,6 +420,13 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
      */
     struct group group = *current;
     memset(current, 0, sizeof *current);
+    if (group.error != ncclSuccess) { /* NCCL drops a group with a bad call in it */
+        LAMPREY_ORIGINAL(nccl, AllReduce)(NULL, NULL, 0, ncclInt8, ncclSum, NULL, NULL);
+        LAMPREY_ORIGINAL(nccl, GroupEnd)();
+        const ncclResult_t error = group.error;
+        free_group(&group);
+        return error;
+    }
     const ncclResult_t checked = launch_checks(group.checked, group.checked_count);
     order_before(&group);
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
@@ -385,10 +451,7 @@ void lamprey_group_surrender(struct lamprey_nccl *nccl)
 {
     struct group *group = &groups[nccl->index];
     for (size_t i = 0; group->depth == 1 && i < group->held_count; i++) {
-        const struct lamprey_call *call = &group->held[i].call;
-        LAMPREY_ORIGINAL(nccl, AllReduce)
-        (call->send, call->recv, call->count, call->type, call->op, group->held[i].comm->handle,
-         (cudaStream_t)call->stream);
+        give_to_nccl(&group->held[i]);
     }
 }
 

@@ -61,6 +61,20 @@ enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *worksp
         "cuLaunchKernelEx");
 }
 
+/* The driver has refused a launch; was it for the stream? */
+static bool is_foreign(const struct lamprey_device *device, CUstream stream)
+{
+    CUdevice owner = device->device;
+    bool pushed = false;
+    if (!device->driver->StreamGetDevice || lamprey_device_enter(device, &pushed) != LAMPREY_OK) {
+        return false;
+    }
+    const CUresult result = device->driver->StreamGetDevice(stream, &owner);
+    lamprey_device_leave(device, pushed);
+    return result == CUDA_ERROR_INVALID_HANDLE ||
+           (result == CUDA_SUCCESS && owner != device->device);
+}
+
 ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call,
                             bool grouped)
 {
@@ -109,6 +123,11 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
 
 failed:
     lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
+    if (is_foreign(device, call->stream)) { /* NCCL can't run it either, and says so in its words */
+        return LAMPREY_ORIGINAL(comm->nccl, AllReduce)(call->send, call->recv, call->count,
+                                                       call->type, call->op, comm->handle,
+                                                       (cudaStream_t)call->stream);
+    }
     lamprey_warn("communicator %p, rank %d: the all-reduce can't be launched (%s)",
                  (void *)comm->handle, comm->rank, lamprey_status_name(status));
     return ncclUnhandledCudaError;

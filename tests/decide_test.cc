@@ -211,6 +211,17 @@ TEST(Decide, DependsOnCountTypeAndOperatorAlone)
     EXPECT_EQ(lamprey_decide(&agreed, 8, ncclFloat32, (ncclRedOp_t)1000), LAMPREY_NOT_OPERATOR);
 }
 
+TEST(Decide, SetsUpForWhatMayBeServedOnly)
+{
+    EXPECT_TRUE(lamprey_decide_setup(1, ncclInt8));
+    EXPECT_TRUE(lamprey_decide_setup(16 << 20, ncclUint8));
+    EXPECT_FALSE(lamprey_decide_setup((16 << 20) + 1, ncclUint8));
+    EXPECT_TRUE(lamprey_decide_setup(2 << 20, ncclFloat64));
+    EXPECT_FALSE(lamprey_decide_setup((2 << 20) + 1, ncclFloat64));
+    EXPECT_FALSE(lamprey_decide_setup(SIZE_MAX, ncclFloat64));
+    EXPECT_FALSE(lamprey_decide_setup(1, (ncclDataType_t)77));
+}
+
 TEST(Decide, LeavesFp8ToNcclWhereSomeRankCannot)
 {
     auto all = records(3);

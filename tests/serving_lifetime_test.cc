@@ -92,9 +92,13 @@ TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
             if (rank == 1) {
                 REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == c.result);
                 REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == c.result);
+                self.fill(LAMPREY_REFERENCE_F32, 100, 1);
                 REQUIRE(ncclGroupStart() == ncclSuccess);
+                REQUIRE(ncclAllGather((void *)self.send, (void *)self.recv, 10, ncclFloat32,
+                                      self.comm, (cudaStream_t)self.stream) == ncclSuccess);
                 REQUIRE(self.all_reduce(LAMPREY_REFERENCE_F32, 100) == c.result);
-                ncclGroupEnd();
+                REQUIRE(ncclGroupEnd() == c.result);
+                REQUIRE(cuStreamQuery(self.stream) == CUDA_SUCCESS); // nothing of it was started
                 meet(2);
             } else {
                 self.all_reduce_until_abort(100, false, [] { meet(2); });
@@ -105,27 +109,6 @@ TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
             }
         });
     }
-}
-
-TEST_F(Serving, RefusesWhereCommunicatorsAreNonBlocking)
-{
-    processes(2, [](int rank) {
-        Rank self(rank, 2);
-        self.init();
-        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-        config.blocking = 0;
-        ncclComm_t parent = self.comm;
-        ncclResult_t state = ncclCommSplit(parent, 0, rank, &self.comm, &config);
-        while (state == ncclInProgress) {
-            REQUIRE(ncclCommGetAsyncError(parent, &state) == ncclSuccess);
-        }
-        REQUIRE(state == ncclSuccess);
-        self.round(LAMPREY_REFERENCE_F32, 100, 1, false);
-        REQUIRE(stats_of(self.comm).served == 0);
-        REQUIRE(stats_of(self.comm).communicators_refused == 1);
-        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
-        REQUIRE(ncclCommDestroy(parent) == ncclSuccess);
-    });
 }
 
 TEST_F(Serving, LeaksNothingOverManyCommunicators)

@@ -121,25 +121,4 @@ TEST_F(Serving, WarnsOfMalformedSettingsAndUsesDefaults)
     });
 }
 
-TEST_F(Serving, LeavesAChildOfAForkAlone)
-{
-    processes(2, [](int rank) {
-        Rank self(rank, 2);
-        self.init();
-        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
-        pid_t child = fork();
-        if (child == 0) {
-            // CUDA is gone here; what matters is that nothing of ours runs or hangs.
-            _exit(ncclAllReduce(nullptr, nullptr, 1, ncclFloat32, ncclSum, nullptr, nullptr) ==
-                          ncclInvalidArgument
-                      ? 0
-                      : 4);
-        }
-        int status = -1;
-        REQUIRE(waitpid(child, &status, 0) == child && status == 0);
-        self.round(LAMPREY_REFERENCE_BF16, 100, 2);
-        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
-    });
-}
-
 } // namespace

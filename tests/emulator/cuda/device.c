@@ -15,6 +15,7 @@ static int device_count = 2;          /* that are visible */
 static int places[EMULATOR_MAX_GPUS]; /* of the visible ones among all */
 static int driver_version = 13000;
 static int block_threads = 1;
+static int launch_queue;
 static int host;
 static int imex_channel = -1;
 
@@ -57,6 +58,7 @@ static void read_settings(void)
     choose_visible(setting("LAMPREY_EMULATOR_GPUS", 0, EMULATOR_MAX_GPUS, 2));
     driver_version = setting("LAMPREY_EMULATOR_DRIVER_VERSION", 1000, 99990, 13000);
     block_threads = setting("LAMPREY_EMULATOR_THREADS", 1, 1024, 1);
+    launch_queue = setting("LAMPREY_EMULATOR_QUEUE", 0, 1 << 20, 0);
     host = setting("LAMPREY_EMULATOR_HOST", 0, 127, 0);
     imex_channel = setting("LAMPREY_EMULATOR_IMEX", -1, 2047, -1);
 }
@@ -82,6 +84,12 @@ int emulator_block_threads(unsigned launched)
 {
     pthread_once(&once, read_settings);
     return launched < (unsigned)block_threads ? (int)launched : block_threads;
+}
+
+int emulator_launch_queue(void)
+{
+    pthread_once(&once, read_settings);
+    return launch_queue;
 }
 
 int emulator_host(void)
