@@ -134,7 +134,7 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
     if (lamprey_group_open(nccl)) {
         return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
     }
-    return lamprey_launch(comm, call, false);
+    return lamprey_launch(comm, call, 1, false);
 }
 
 static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, void *recv,
