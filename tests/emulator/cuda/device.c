@@ -13,6 +13,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int device_count = 2;
 static int driver_version = 13000;
 static int block_threads = 1;
+static int queue_length = 0;
 
 static int setting(const char *name, int low, int high, int otherwise)
 {
@@ -35,6 +36,7 @@ static void read_settings(void)
     device_count = setting("LAMPREY_EMULATOR_GPUS", 0, EMULATOR_MAX_GPUS, 2);
     driver_version = setting("LAMPREY_EMULATOR_DRIVER_VERSION", 1000, 99990, 13000);
     block_threads = setting("LAMPREY_EMULATOR_THREADS", 1, 1024, 1);
+    queue_length = setting("LAMPREY_EMULATOR_QUEUE", 0, 1024, 0);
 }
 
 int emulator_device_count(void)
@@ -58,6 +60,12 @@ int emulator_block_threads(unsigned launched)
 {
     pthread_once(&once, read_settings);
     return launched < (unsigned)block_threads ? (int)launched : block_threads;
+}
+
+size_t emulator_queue_length(void)
+{
+    pthread_once(&once, read_settings);
+    return (size_t)queue_length;
 }
 
 CUresult cuDriverGetVersion(int *version)

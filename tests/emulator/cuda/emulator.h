@@ -101,6 +101,7 @@ int emulator_device_count(void);
 bool emulator_device_valid(CUdevice device);
 int emulator_driver_version(void);
 int emulator_block_threads(unsigned launched);
+size_t emulator_queue_length(void); /* 0: no limit */
 
 /* context.c */
 struct emulator_stream;
@@ -218,6 +219,8 @@ struct emulator_point *emulator_stream_push(struct emulator_stream *stream,
                                             struct emulator_work *work,
                                             struct emulator_point *const *waits, size_t wait_count,
                                             struct emulator_object *hold);
+/* Blocks while the stream's queue is full, without the lock: a launch does. */
+void emulator_stream_wait_for_room(CUstream handle);
 /* Captures or pushes; takes work over whatever happens. With wait_after set, also returns a held
  * point to wait on (NULL if the work was captured). */
 CUresult emulator_submit(struct emulator_stream *stream, struct emulator_work *work,

@@ -4,6 +4,7 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 struct emulator_operation {
     struct emulator_work work;
@@ -237,6 +238,28 @@ CUresult emulator_stream_resolve(CUstream handle, struct emulator_stream **resul
     }
     *result = stream;
     return CUDA_SUCCESS;
+}
+
+static bool has_room(CUstream handle, size_t most)
+{
+    LOCKED();
+    struct emulator_stream *stream = NULL;
+    if (emulator_stream_resolve(handle, &stream) != CUDA_SUCCESS || stream->capture != NULL) {
+        return true;
+    }
+    size_t pending = 0;
+    for (const struct emulator_operation *o = stream->head; o != NULL; o = o->next) {
+        pending++;
+    }
+    return pending < most;
+}
+
+void emulator_stream_wait_for_room(CUstream handle)
+{
+    const size_t most = emulator_queue_length();
+    while (most > 0 && !has_room(handle, most)) {
+        usleep(200);
+    }
 }
 
 CUresult emulator_submit(struct emulator_stream *stream, struct emulator_work *work,
