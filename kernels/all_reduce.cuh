@@ -11,12 +11,28 @@
 
 namespace lamprey {
 
+/* What lies between two rounds of one kernel: what other threads received and cleared comes before
+ * what this one pushes next. */
+LAMPREY_DEVICE void between_rounds()
+{
+    fence_sys();
+    block_sync();
+    fence_sys();
+}
+
+/* CTAs that have a part in the call. */
+template <class PARAMS> LAMPREY_DEVICE unsigned ctas_of(const PARAMS &)
+{
+    return grid_size();
+}
+
 /* One lane's part of a call. ELEMENT, OPERATORS, RANKS: instances.h. SIMPLE: LAMPREY_FLAG_SIMPLE is
- * known to be set. */
-template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
+ * known to be set. FUSED: one of several calls in a kernel (fused.cuh). */
+template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE,
+          class params = typename params_for<RANKS>::type, bool FUSED = false>
+struct lane_work {
     using E = typename element_of<ELEMENT>::type;
     using OP = typename operator_of<OPERATORS, E>::type;
-    using params = typename params_for<RANKS>::type;
     using packet = typename E::packet;
     using number = typename E::number;
     static constexpr int elements = elements_per_vector<E>;
@@ -351,8 +367,27 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
         slot = state.word[0];
         unsigned dirty = state.word[1];
         uint64_t round = (uint64_t)state.word[3] << 32 | state.word[2];
+        rounds<ALGORITHM>(first, lane_vectors, early, dirty, round);
+    }
+
+    /* A call that is one of several. */
+    template <int ALGORITHM> LAMPREY_INLINE void rounds_of_message(unsigned &dirty, uint64_t &round)
+    {
+        const unsigned lane_vectors = p.lane_vectors * (ALGORITHM == LAMPREY_ONE_SHOT ? 1 : nranks);
+        const vector early = {{0, 0, 0, 0}};
+        prepare_addresses();
+        rounds<ALGORITHM>((uint64_t)lane * lane_vectors, lane_vectors, early, dirty, round);
+    }
+
+    /* first: this lane's first vector. early: the first round's own, unless the call is one of
+     * several. dirty, round: of the lane's state, which is carried on from call to call. */
+    template <int ALGORITHM>
+    LAMPREY_INLINE void rounds(uint64_t first, unsigned lane_vectors, const vector &early,
+                               unsigned &dirty, uint64_t &round)
+    {
+        constexpr bool one_shot = ALGORITHM == LAMPREY_ONE_SHOT;
         for (unsigned i = 0; first < p.vectors; i++) {
-            const uint64_t following = first + (uint64_t)grid_size() * lane_vectors;
+            const uint64_t following = first + (uint64_t)ctas_of(p) * lane_vectors;
             const bool last = SIMPLE || following >= p.vectors;
             const unsigned last_slot = slot == 0 ? LAMPREY_SLOTS - 1 : slot - 1;
             const unsigned next_slot = slot == LAMPREY_SLOTS - 1 ? 0 : slot + 1;
@@ -363,17 +398,16 @@ template <int ELEMENT, int OPERATORS, int RANKS, bool SIMPLE> struct lane_work {
             if (one_shot) {
                 const uint64_t left = p.vectors - first;
                 one_shot_round(first, (unsigned)(left < p.lane_vectors ? left : p.lane_vectors),
-                               i == 0, early, last_slot, dirty, last, next);
+                               !FUSED && i == 0, early, last_slot, dirty, last, next);
             } else {
                 two_shot_round(first, last_slot, dirty, last, next);
             }
-            if (SIMPLE || last) {
+            if (SIMPLE || (last && !FUSED)) {
                 return;
             }
-            /* What other threads received and cleared comes before what this one pushes next. */
-            fence_sys();
-            block_sync();
-            fence_sys();
+            if (!FUSED || !last) {
+                between_rounds();
+            }
             slot = next_slot;
             dirty = filled;
             first = following;

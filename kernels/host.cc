@@ -9,6 +9,7 @@
 
 #include "kernels/all_reduce.cuh"
 #include "kernels/check.cuh"
+#include "kernels/fused.cuh"
 
 namespace lamprey {
 bool stores_are_delayed = getenv("LAMPREY_EMULATOR_DELAYED_STORES") != nullptr;
@@ -20,6 +21,7 @@ struct lamprey_host_kernel {
     const char *name;
     size_t param_size;
     void (*run)(const void *params);
+    bool ctas_at_once; /* a CTA may wait for what a peer's kernel does after another CTA's part */
 };
 
 namespace {
@@ -30,6 +32,12 @@ template <int ALGORITHM, int ELEMENT, int OPERATORS, int RANKS> void run_kernel(
         *static_cast<const typename lamprey::params_for<RANKS>::type *>(params));
 }
 
+template <int ALGORITHM, int ELEMENT, int OPERATORS, int RANKS> void run_fused(const void *params)
+{
+    lamprey::fused_all_reduce<ALGORITHM, ELEMENT, OPERATORS, RANKS>(
+        *static_cast<const typename lamprey::fused_params_for<RANKS>::type *>(params));
+}
+
 void run_check(const void *params)
 {
     lamprey::check(*static_cast<const lamprey_check_params *>(params));
@@ -38,20 +46,51 @@ void run_check(const void *params)
 const lamprey_host_kernel kernels[] = {
 #define LAMPREY_ROW(name, algorithm, element, operators, ranks)                                    \
     {#name, sizeof(lamprey::params_for<ranks>::type),                                              \
-     run_kernel<algorithm, element, operators, ranks>},
+     run_kernel<algorithm, element, operators, ranks>, false},
     LAMPREY_KERNELS(LAMPREY_ROW)
 #undef LAMPREY_ROW
-        {LAMPREY_CHECK_KERNEL, sizeof(lamprey_check_params), run_check},
+#define LAMPREY_ROW(name, algorithm, element, operators, ranks)                                    \
+    {#name "_fused", sizeof(lamprey::fused_params_for<ranks>::type),                               \
+     run_fused<algorithm, element, operators, ranks>, true},
+        LAMPREY_ANY_KERNELS(LAMPREY_ROW)
+#undef LAMPREY_ROW
+            {LAMPREY_CHECK_KERNEL, sizeof(lamprey_check_params), run_check, false},
 };
 
-void run_thread(const lamprey_host_kernel *kernel, unsigned grid, unsigned thread, unsigned block,
-                pthread_barrier_t *barrier, const void *params)
+struct ctas {
+    unsigned first;
+    unsigned count;
+    unsigned grid;
+};
+
+void run_thread(const lamprey_host_kernel *kernel, const ctas &part, unsigned thread,
+                unsigned block, pthread_barrier_t *barrier, const void *params)
 {
-    for (unsigned cta = 0; cta < grid; cta++) {
-        lamprey::current_thread = {grid, cta, thread, block, barrier};
+    for (unsigned cta = part.first; cta < part.first + part.count; cta++) {
+        lamprey::current_thread = {part.grid, cta, thread, block, barrier};
         kernel->run(params);
         lamprey::delayed_stores.perform_all();
     }
+}
+
+void run_ctas(const lamprey_host_kernel *kernel, const ctas &part, unsigned block,
+              const void *params)
+{
+    if (block <= 1) {
+        run_thread(kernel, part, 0, 1, nullptr, params);
+        return;
+    }
+    pthread_barrier_t barrier;
+    pthread_barrier_init(&barrier, nullptr, block);
+    std::vector<std::thread> threads;
+    for (unsigned thread = 1; thread < block; thread++) {
+        threads.emplace_back(run_thread, kernel, part, thread, block, &barrier, params);
+    }
+    run_thread(kernel, part, 0, block, &barrier, params);
+    for (std::thread &thread : threads) {
+        thread.join();
+    }
+    pthread_barrier_destroy(&barrier);
 }
 
 } // namespace
@@ -74,19 +113,16 @@ size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel)
 void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, unsigned grid, unsigned block,
                              void *const *params)
 {
-    if (block <= 1) {
-        run_thread(kernel, grid, 0, 1, nullptr, params[0]);
+    if (!kernel->ctas_at_once) {
+        run_ctas(kernel, {0, grid, grid}, block, params[0]);
         return;
     }
-    pthread_barrier_t barrier;
-    pthread_barrier_init(&barrier, nullptr, block);
-    std::vector<std::thread> threads;
-    for (unsigned thread = 1; thread < block; thread++) {
-        threads.emplace_back(run_thread, kernel, grid, thread, block, &barrier, params[0]);
+    std::vector<std::thread> others;
+    for (unsigned cta = 1; cta < grid; cta++) {
+        others.emplace_back(run_ctas, kernel, ctas{cta, 1, grid}, block, params[0]);
     }
-    run_thread(kernel, grid, 0, block, &barrier, params[0]);
-    for (std::thread &thread : threads) {
-        thread.join();
+    run_ctas(kernel, {0, 1, grid}, block, params[0]);
+    for (std::thread &other : others) {
+        other.join();
     }
-    pthread_barrier_destroy(&barrier);
 }

@@ -19,8 +19,9 @@ const struct lamprey_host_kernel *lamprey_host_kernel_find(const char *name);
 size_t lamprey_host_kernel_param_size(const struct lamprey_host_kernel *kernel);
 
 /* Runs a whole grid on the calling thread and returns when it is done: CTAs one after the other, in
- * order, each with block threads (1: the calling thread itself; more: that many threads at once,
- * with real barriers). params: as cuLaunchKernelEx takes them. Waits inside yield the processor. */
+ * order (those of a fused launch at once, each on a thread of its own), each with block threads (1:
+ * the calling thread itself; more: that many threads at once, with real barriers). params: as
+ * cuLaunchKernelEx takes them. Waits inside yield the processor. */
 void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel, unsigned grid,
                              unsigned block, void *const *params);
 

@@ -5,13 +5,16 @@
 
 static const struct {
     const char *name;
+    const char *fused_name;
     enum lamprey_algorithm algorithm;
     enum lamprey_element element;
     enum lamprey_operators operators;
     uint32_t ranks;
 } kernels[LAMPREY_KERNEL_COUNT] = {
 #define LAMPREY_ROW(name, algorithm, element, operators, ranks)                                    \
-    {#name, algorithm, element, operators, ranks},
+    {#name,     operators == LAMPREY_ANY_OPERATOR ? #name "_fused" : NULL,                         \
+     algorithm, element,                                                                           \
+     operators, ranks},
     LAMPREY_KERNELS(LAMPREY_ROW)
 #undef LAMPREY_ROW
 };
@@ -19,6 +22,11 @@ static const struct {
 const char *lamprey_kernel_name(int kernel)
 {
     return kernels[kernel].name;
+}
+
+const char *lamprey_fused_kernel_name(int kernel)
+{
+    return kernels[kernel].fused_name;
 }
 
 uint32_t lamprey_kernel_threads(int kernel)
@@ -43,6 +51,12 @@ int lamprey_kernel_of(enum lamprey_algorithm algorithm, enum lamprey_element ele
         }
     }
     return best;
+}
+
+int lamprey_fused_kernel_of(enum lamprey_algorithm algorithm, enum lamprey_element element,
+                            uint32_t nranks)
+{
+    return lamprey_kernel_of(algorithm, element, LAMPREY_MAX, nranks); /* not the sum alone */
 }
 
 uint32_t lamprey_element_bytes(enum lamprey_element element)

@@ -29,10 +29,8 @@ enum lamprey_operators {
     X(lamprey_one_shot_any_##suffix##_n, LAMPREY_ONE_SHOT, element, LAMPREY_ANY_OPERATOR, 0)       \
     X(lamprey_two_shot_any_##suffix##_n, LAMPREY_TWO_SHOT, element, LAMPREY_ANY_OPERATOR, 0)
 
-#define LAMPREY_KERNELS(X)                                                                         \
-    LAMPREY_SUMS_OF(X, f16, LAMPREY_F16)                                                           \
-    LAMPREY_SUMS_OF(X, bf16, LAMPREY_BF16)                                                         \
-    LAMPREY_SUMS_OF(X, f32, LAMPREY_F32)                                                           \
+/* Those that have a twin for fused launches, the name's with _fused behind it. */
+#define LAMPREY_ANY_KERNELS(X)                                                                     \
     LAMPREY_ANY_OF(X, f16, LAMPREY_F16)                                                            \
     LAMPREY_ANY_OF(X, bf16, LAMPREY_BF16)                                                          \
     LAMPREY_ANY_OF(X, f32, LAMPREY_F32)                                                            \
@@ -43,16 +41,27 @@ enum lamprey_operators {
     LAMPREY_ANY_OF(X, i32, LAMPREY_I32)                                                            \
     LAMPREY_ANY_OF(X, i64, LAMPREY_I64)
 
+#define LAMPREY_KERNELS(X)                                                                         \
+    LAMPREY_SUMS_OF(X, f16, LAMPREY_F16)                                                           \
+    LAMPREY_SUMS_OF(X, bf16, LAMPREY_BF16)                                                         \
+    LAMPREY_SUMS_OF(X, f32, LAMPREY_F32)                                                           \
+    LAMPREY_ANY_KERNELS(X)
+
 #define LAMPREY_COUNT_ONE(name, algorithm, element, operators, ranks) +1
 enum { LAMPREY_KERNEL_COUNT = 0 LAMPREY_KERNELS(LAMPREY_COUNT_ONE) };
 
 /* kernel: 0 to LAMPREY_KERNEL_COUNT - 1. */
 const char *lamprey_kernel_name(int kernel);
-uint32_t lamprey_kernel_threads(int kernel); /* the most that a CTA of it may have */
+const char *lamprey_fused_kernel_name(int kernel); /* its twin's; NULL: it has none */
+uint32_t lamprey_kernel_threads(int kernel);       /* the most that a CTA of it may have */
 
 /* The kernel for a call: the most special one. */
 int lamprey_kernel_of(enum lamprey_algorithm algorithm, enum lamprey_element element,
                       enum lamprey_operator op, uint32_t nranks);
+
+/* The kernel whose twin takes any calls of this algorithm and element in one launch. */
+int lamprey_fused_kernel_of(enum lamprey_algorithm algorithm, enum lamprey_element element,
+                            uint32_t nranks);
 
 uint32_t lamprey_element_bytes(enum lamprey_element element);
 uint32_t lamprey_element_vector_cells(enum lamprey_element element); /* packets.cuh: cells */

@@ -2,6 +2,7 @@
 /* The fatbin that is embedded in the library: every instance of instances.h, and the check. */
 #include "kernels/all_reduce.cuh"
 #include "kernels/check.cuh"
+#include "kernels/fused.cuh"
 #include "kernels/plan.h"
 
 using namespace lamprey;
@@ -15,6 +16,16 @@ using namespace lamprey;
     }
 
 LAMPREY_KERNELS(LAMPREY_DEFINE)
+
+#define LAMPREY_DEFINE_FUSED(name, algorithm, element, operators, ranks)                           \
+    extern "C" __global__ void __launch_bounds__(ranks == 2 ? LAMPREY_MAX_THREADS_PAIR             \
+                                                            : LAMPREY_MAX_THREADS)                 \
+        name##_fused(const __grid_constant__ fused_params_for<ranks>::type params)                 \
+    {                                                                                              \
+        fused_all_reduce<algorithm, element, operators, ranks>(params);                            \
+    }
+
+LAMPREY_ANY_KERNELS(LAMPREY_DEFINE_FUSED)
 
 extern "C" __global__ void __launch_bounds__(1)
     lamprey_check(const __grid_constant__ lamprey_check_params params)

@@ -97,6 +97,34 @@ struct lamprey_near_params {
     LAMPREY_PARAMS(LAMPREY_NEAR_RANKS)
 };
 
+/* A fused launch: several calls of one kernel, to the lanes as if each had been launched. What is a
+ * message's own is not looked at in common. */
+#define LAMPREY_FUSED 32 /* messages at most: what stands here is copied at every launch */
+
+struct lamprey_message {
+    const void *send;
+    void *recv;
+    uint64_t count;
+    uint64_t vectors;
+    uint32_t lane_vectors;
+    uint32_t flags; /* but LAMPREY_FLAG_SIGNAL, which is common */
+    uint32_t op;
+    uint32_t ctas; /* of its plan; lanes beyond have no part in it */
+};
+
+#define LAMPREY_FUSED_PARAMS(type)                                                                 \
+    struct lamprey_message messages[LAMPREY_FUSED];                                                \
+    uint64_t message_count;                                                                        \
+    struct type common;
+
+struct lamprey_fused_params {
+    LAMPREY_FUSED_PARAMS(lamprey_all_reduce_params)
+};
+
+struct lamprey_near_fused_params {
+    LAMPREY_FUSED_PARAMS(lamprey_near_params)
+};
+
 #ifdef __cplusplus
 #define LAMPREY_ASSERT static_assert
 #else
@@ -107,6 +135,13 @@ LAMPREY_ASSERT(sizeof(struct lamprey_near_params) == 152, "the same on host and 
 LAMPREY_ASSERT(sizeof(struct lamprey_all_reduce_params) == 664, "the same on host and device");
 LAMPREY_ASSERT(offsetof(struct lamprey_all_reduce_params, staging) ==
                    offsetof(struct lamprey_near_params, staging),
+               "one begins the other");
+LAMPREY_ASSERT(sizeof(struct lamprey_message) == 48, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_fused_params) ==
+                   48 * LAMPREY_FUSED + 8 + sizeof(struct lamprey_all_reduce_params),
+               "the same on host and device");
+LAMPREY_ASSERT(offsetof(struct lamprey_fused_params, common) ==
+                   offsetof(struct lamprey_near_fused_params, common),
                "one begins the other");
 
 static inline uint32_t lamprey_rows(enum lamprey_algorithm algorithm, uint32_t nranks)

@@ -241,6 +241,7 @@ struct lamprey_way lamprey_way_of(const struct lamprey_agreed *agreed, size_t co
         way.bytes * vector_cells <= agreed->one_shot_bytes ? LAMPREY_ONE_SHOT : LAMPREY_TWO_SHOT;
     way.vectors = lamprey_divide_up(way.bytes, LAMPREY_VECTOR_BYTES);
     way.kernel = lamprey_kernel_of(algorithm, element, way.op, agreed->nranks);
+    way.fused = lamprey_fused_kernel_of(algorithm, element, agreed->nranks);
     way.plan = lamprey_plan_of(
         algorithm, way.vectors, agreed->nranks, agreed->lanes,
         lamprey_row_vectors(algorithm, agreed->nranks, agreed->slot_cells, vector_cells));

@@ -103,6 +103,7 @@ enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t
 /* How a call that is ours is carried out. */
 struct lamprey_way {
     int kernel; /* kernels/instances.h */
+    int fused;  /* the kernel whose twin takes it together with others */
     enum lamprey_operator op;
     uint32_t flags; /* those that follow from the type */
     uint64_t bytes;

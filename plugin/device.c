@@ -123,24 +123,37 @@ static enum lamprey_status load_kernel(const struct lamprey_driver *driver, cons
     return status;
 }
 
-/* One of instances.h. */
-static enum lamprey_status load_instance(struct lamprey_device *device, int index,
-                                         uint32_t *resident)
+/* A kernel of lanes. */
+static enum lamprey_status load_lanes(const struct lamprey_device *device, const char *name,
+                                      uint32_t threads, CUfunction *loaded, uint32_t *resident)
 {
     const struct lamprey_driver *driver = device->driver;
     CUfunction function = NULL;
     int per_multiprocessor = 0;
-    enum lamprey_status status = load_kernel(driver, lamprey_kernel_name(index), &function);
+    enum lamprey_status status = load_kernel(driver, name, &function);
     if (!status) {
-        status = lamprey_driver_check(
-            driver->OccupancyMaxActiveBlocksPerMultiprocessor(
-                &per_multiprocessor, function, (int)lamprey_kernel_threads(index), 0),
-            "cuOccupancyMaxActiveBlocksPerMultiprocessor");
+        status = lamprey_driver_check(driver->OccupancyMaxActiveBlocksPerMultiprocessor(
+                                          &per_multiprocessor, function, (int)threads, 0),
+                                      "cuOccupancyMaxActiveBlocksPerMultiprocessor");
     }
     if (!status) {
         uint32_t ctas = (uint32_t)(per_multiprocessor * device->multiprocessors);
         *resident = ctas < *resident ? ctas : *resident;
-        device->kernels[index] = function;
+        *loaded = function;
+    }
+    return status;
+}
+
+/* One of instances.h, and its twin. */
+static enum lamprey_status load_instance(struct lamprey_device *device, int index,
+                                         uint32_t *resident)
+{
+    const char *fused = lamprey_fused_kernel_name(index);
+    const uint32_t threads = lamprey_kernel_threads(index);
+    enum lamprey_status status =
+        load_lanes(device, lamprey_kernel_name(index), threads, &device->kernels[index], resident);
+    if (!status && fused) {
+        status = load_lanes(device, fused, threads, &device->fused[index], resident);
     }
     return status;
 }

@@ -22,6 +22,7 @@ struct lamprey_device {
     uint32_t resident_ctas;  /* CTAs of our largest kernel that fit the empty GPU; 0 until the
                                 kernels are loaded */
     CUfunction kernels[LAMPREY_KERNEL_COUNT]; /* kernels/instances.h */
+    CUfunction fused[LAMPREY_KERNEL_COUNT];   /* their twins; NULL where there is none */
     CUfunction check;                         /* kernels/check.h */
 };
 

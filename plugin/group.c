@@ -11,7 +11,9 @@
 struct held {
     struct lamprey_comm *comm;
     struct lamprey_call call;
-    size_t turn; /* how many held calls of the same communicator come before */
+    int fused;    /* of its way; -1: goes alone */
+    size_t turn;  /* how many batches of the same communicator come before its own */
+    size_t place; /* in its batch */
 };
 
 struct noted {
@@ -70,7 +72,7 @@ static bool keep(struct held **list, size_t *room, size_t *count, struct lamprey
         return false;
     }
     atomic_fetch_add(&comm->references, 1);
-    (*list)[(*count)++] = (struct held){.comm = comm, .call = *call};
+    (*list)[(*count)++] = (struct held){.comm = comm, .call = *call, .fused = -1};
     return true;
 }
 
@@ -271,7 +273,7 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct held 
 }
 
 /* Turn by turn over the communicators, in the order of their agreed ids: never in call order, which
- * may differ by rank, and never one communicator's whole queue before another's first call. */
+ * may differ by rank, and never one communicator's whole queue before another's first batch. */
 static int by_turn(const void *a, const void *b)
 {
     const struct held *left = a;
@@ -282,16 +284,30 @@ static int by_turn(const void *a, const void *b)
     if (left->comm->agreed.id != right->comm->agreed.id) {
         return left->comm->agreed.id < right->comm->agreed.id ? -1 : 1;
     }
-    return left->comm->rank - right->comm->rank;
+    if (left->comm->rank != right->comm->rank) {
+        return left->comm->rank - right->comm->rank;
+    }
+    return left->place < right->place ? -1 : left->place > right->place;
+}
+
+/* Neighbours of a communicator that one kernel can run are a batch: by what is the same on all
+ * ranks alone, since batches take turns. */
+static void follow(struct held *call, const struct held *last)
+{
+    const bool joins =
+        call->fused >= 0 && call->fused == last->fused && last->place + 1 < LAMPREY_FUSED;
+    call->turn = joins ? last->turn : last->turn + 1;
+    call->place = joins ? last->place + 1 : 0;
 }
 
 static void take_turns(struct held *held, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         held[i].turn = 0;
+        held[i].place = 0;
         for (size_t j = i; j-- > 0;) {
             if (held[j].comm == held[i].comm) {
-                held[i].turn = held[j].turn + 1;
+                follow(&held[i], &held[j]);
                 break;
             }
         }
@@ -339,6 +355,29 @@ static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct held *held, size_t
     return checked == ncclSuccess ? result : checked;
 }
 
+/* Checks go before each call, so checked calls go alone. */
+static int fused_kernel(const struct held *held)
+{
+    const struct lamprey_call *call = &held->call;
+    const struct lamprey_agreed *agreed = &held->comm->agreed;
+    return agreed->check ? -1 : lamprey_way_of(agreed, call->count, call->type, call->op).fused;
+}
+
+/* Launches the first call and those of its batch that follow on the same stream; *count: how many.
+ */
+static ncclResult_t launch_batch(const struct held *held, size_t left, size_t *count)
+{
+    struct lamprey_call calls[LAMPREY_FUSED];
+    size_t taken = 0;
+    while (taken < left && held[taken].comm == held->comm && held[taken].turn == held->turn &&
+           held[taken].call.stream == held->call.stream) {
+        calls[taken] = held[taken].call;
+        taken++;
+    }
+    *count = taken;
+    return lamprey_launch(held->comm, calls, taken, true);
+}
+
 /* Moves ours to the front, keeping the order; returns how many. */
 static size_t partition(struct held *held, size_t count, struct held *scratch)
 {
@@ -346,6 +385,7 @@ static size_t partition(struct held *held, size_t count, struct held *scratch)
     size_t others = 0;
     for (size_t i = 0; i < count; i++) {
         if (is_ours(&held[i])) {
+            held[i].fused = fused_kernel(&held[i]);
             held[ours++] = held[i];
         } else {
             scratch[others++] = held[i];
@@ -402,8 +442,8 @@ static ncclResult_t release_held(struct lamprey_nccl *nccl, struct group *group)
     take_turns(group->held, ours);
     join_streams(group);
     ncclResult_t result = ncclSuccess;
-    for (size_t i = 0; i < ours && result == ncclSuccess; i++) {
-        result = lamprey_launch(group->held[i].comm, &group->held[i].call, true);
+    for (size_t i = 0, launched = 0; i < ours && result == ncclSuccess; i += launched) {
+        result = launch_batch(&group->held[i], ours - i, &launched);
     }
     join_streams(group);
     return result == ncclSuccess ? passed : result;

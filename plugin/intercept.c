@@ -154,7 +154,7 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         lamprey_count(&comm->counters, counter_of(decision));
         return pass_on(nccl, comm, call);
     }
-    return grouped ? hold(nccl, comm, call) : lamprey_launch(comm, call, false);
+    return grouped ? hold(nccl, comm, call) : lamprey_launch(comm, call, 1, false);
 }
 
 static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, void *recv,

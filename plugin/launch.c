@@ -30,13 +30,11 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
     }
 }
 
-enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *workspace,
-                                          const struct lamprey_call *call,
-                                          const struct lamprey_way *way, uint32_t timeout_ms)
+static enum lamprey_status launch(const struct lamprey_workspace *workspace, CUfunction kernel,
+                                  uint32_t ctas, uint32_t threads, CUstream stream, void *params)
 {
     const struct lamprey_device *device = workspace->device;
-    struct lamprey_all_reduce_params params;
-    void *arguments[] = {&params};
+    void *arguments[] = {params};
     CUlaunchAttribute overlap = {
         .id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         .value.programmaticStreamSerializationAllowed = 1,
@@ -45,20 +43,82 @@ enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *worksp
     const bool pdl = lamprey_config_get()->pdl != LAMPREY_PDL_OFF && device->capability >= 90 &&
                      !workspace->checked;
     const CUlaunchConfig config = {
-        .gridDimX = way->plan.ctas,
+        .gridDimX = ctas,
         .gridDimY = 1,
         .gridDimZ = 1,
-        .blockDimX = way->plan.threads,
+        .blockDimX = threads,
         .blockDimY = 1,
         .blockDimZ = 1,
-        .hStream = call->stream,
+        .hStream = stream,
         .attrs = pdl ? &overlap : NULL,
         .numAttrs = pdl ? 1 : 0,
     };
+    return lamprey_driver_check(device->driver->LaunchKernelEx(&config, kernel, arguments, NULL),
+                                "cuLaunchKernelEx");
+}
+
+enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *workspace,
+                                          const struct lamprey_call *call,
+                                          const struct lamprey_way *way, uint32_t timeout_ms)
+{
+    struct lamprey_all_reduce_params params;
     fill_params(workspace, call, way, timeout_ms, &params);
-    return lamprey_driver_check(
-        device->driver->LaunchKernelEx(&config, device->kernels[way->kernel], arguments, NULL),
-        "cuLaunchKernelEx");
+    return launch(workspace, workspace->device->kernels[way->kernel], way->plan.ctas,
+                  way->plan.threads, call->stream, &params);
+}
+
+static enum lamprey_status launch_fused(const struct lamprey_workspace *workspace,
+                                        const struct lamprey_agreed *agreed,
+                                        const struct lamprey_call *calls, size_t count,
+                                        uint32_t timeout_ms)
+{
+    struct lamprey_fused_params params;
+    struct lamprey_way way = {0};
+    uint32_t ctas = 0;
+    uint32_t threads = 0;
+    params.message_count = count;
+    for (size_t i = 0; i < count; i++) {
+        const struct lamprey_call *call = &calls[i];
+        way = lamprey_way_of(agreed, call->count, call->type, call->op);
+        params.messages[i] = (struct lamprey_message){
+            .send = call->send,
+            .recv = call->recv,
+            .count = call->count,
+            .vectors = way.vectors,
+            .lane_vectors = way.plan.lane_vectors,
+            .flags =
+                way.flags | lamprey_message_flags(&way.plan, call->send, call->recv, way.bytes),
+            .op = way.op,
+            .ctas = way.plan.ctas,
+        };
+        ctas = way.plan.ctas > ctas ? way.plan.ctas : ctas;
+        threads = way.plan.threads > threads ? way.plan.threads : threads;
+    }
+    fill_params(workspace, &calls[0], &way, timeout_ms, &params.common);
+    return launch(workspace, workspace->device->fused[way.fused], ctas, threads, calls[0].stream,
+                  &params);
+}
+
+static enum lamprey_status launch_calls(struct lamprey_comm *comm,
+                                        struct lamprey_workspace *workspace,
+                                        const struct lamprey_call *calls, size_t count)
+{
+    const uint32_t timeout_ms = (uint32_t)lamprey_config_get()->timeout * 1000;
+    if (count > 1) {
+        return launch_fused(workspace, &comm->agreed, calls, count, timeout_ms);
+    }
+    const struct lamprey_way way =
+        lamprey_way_of(&comm->agreed, calls->count, calls->type, calls->op);
+    enum lamprey_status status =
+        workspace->checked ? lamprey_check_launch(workspace, calls) : LAMPREY_OK;
+    return status ? status : lamprey_launch_kernel(workspace, calls, &way, timeout_ms);
+}
+
+static void count_calls(struct lamprey_comm *comm, enum lamprey_counter counter, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        lamprey_count(&comm->counters, counter);
+    }
 }
 
 /* The driver has refused a launch; was it for the stream? */
@@ -75,58 +135,50 @@ static bool is_foreign(const struct lamprey_device *device, CUstream stream)
            (result == CUDA_SUCCESS && owner != device->device);
 }
 
-ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call,
-                            bool grouped)
+ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *calls,
+                            size_t count, bool grouped)
 {
     const struct lamprey_device *device = comm->device;
     struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
-    const struct lamprey_way way = lamprey_way_of(&comm->agreed, call->count, call->type, call->op);
+    const CUstream stream = calls->stream;
     struct lamprey_order_step step;
     bool pushed = false;
 
     /* The ranks are out of step: nothing that follows could be right. */
-    if (lamprey_workspace_timed_out(workspace)) {
-        lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-        return ncclRemoteError;
-    }
-    if (lamprey_check_failed(workspace)) {
-        lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-        return ncclInvalidUsage;
+    if (lamprey_check_failed(workspace) || lamprey_workspace_timed_out(workspace)) {
+        count_calls(comm, LAMPREY_COUNT_failed, count);
+        return lamprey_check_failed(workspace) ? ncclInvalidUsage : ncclRemoteError;
     }
     enum lamprey_status status = lamprey_device_enter(device, &pushed);
     if (status) {
         goto failed;
     }
-    status = lamprey_order_before(&comm->order, workspace, call->stream, &step);
-    if (!status && workspace->checked) {
-        status = lamprey_check_launch(workspace, call);
+    status = lamprey_order_before(&comm->order, workspace, stream, &step);
+    if (!status) {
+        status = launch_calls(comm, workspace, calls, count);
     }
     if (!status) {
-        status = lamprey_launch_kernel(workspace, call, &way,
-                                       (uint32_t)lamprey_config_get()->timeout * 1000);
-    }
-    if (!status) {
-        status = lamprey_order_after(&comm->order, workspace, call->stream, &step);
+        status = lamprey_order_after(&comm->order, workspace, stream, &step);
     }
     lamprey_device_leave(device, pushed);
     if (status) {
         goto failed;
     }
-    lamprey_count(&comm->counters, LAMPREY_COUNT_served);
+    count_calls(comm, LAMPREY_COUNT_served, count);
     if (step.capture) {
-        lamprey_count(&comm->counters, LAMPREY_COUNT_served_captured);
+        count_calls(comm, LAMPREY_COUNT_served_captured, count);
     }
     if (grouped) {
-        lamprey_count(&comm->counters, LAMPREY_COUNT_served_grouped);
+        count_calls(comm, LAMPREY_COUNT_served_grouped, count);
     }
     return ncclSuccess;
 
 failed:
-    lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-    if (is_foreign(device, call->stream)) { /* NCCL can't run it either, and says so in its words */
-        return LAMPREY_ORIGINAL(comm->nccl, AllReduce)(call->send, call->recv, call->count,
-                                                       call->type, call->op, comm->handle,
-                                                       (cudaStream_t)call->stream);
+    count_calls(comm, LAMPREY_COUNT_failed, count);
+    if (is_foreign(device, stream)) { /* NCCL can't run it either, and says so in its words */
+        return LAMPREY_ORIGINAL(comm->nccl, AllReduce)(calls->send, calls->recv, calls->count,
+                                                       calls->type, calls->op, comm->handle,
+                                                       (cudaStream_t)calls->stream);
     }
     lamprey_warn("communicator %p, rank %d: the all-reduce can't be launched (%s)",
                  (void *)comm->handle, comm->rank, lamprey_status_name(status));

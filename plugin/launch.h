@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One all-reduce of ours onto a stream. */
+/* All-reduces of ours onto a stream. */
 #ifndef LAMPREY_PLUGIN_LAUNCH_H
 #define LAMPREY_PLUGIN_LAUNCH_H
 
@@ -20,10 +20,11 @@ enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *worksp
                                           const struct lamprey_call *call,
                                           const struct lamprey_way *way, uint32_t timeout_ms);
 
-/* Launches a call that lamprey_decide has found to be ours on a served communicator. Doesn't wait
- * for the GPU. A failure can't go to NCCL any more, since the peers may have launched:
+/* Launches calls that lamprey_decide has found to be ours on a served communicator: one, or up to
+ * LAMPREY_FUSED on one stream whose way has the same fused kernel, where calls aren't checked.
+ * Doesn't wait for the GPU. A failure can't go to NCCL any more, since the peers may have launched:
  * ncclUnhandledCudaError. */
-ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call,
-                            bool grouped);
+ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *calls,
+                            size_t count, bool grouped);
 
 #endif

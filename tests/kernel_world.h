@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/instances.h"
@@ -179,16 +180,24 @@ class KernelWorld : public ::testing::Test {
                                    lamprey_element_vector_cells(element_of(call.type)));
     }
 
-    void launch(uint32_t r, const Call &call)
+    static uint64_t vectors_of(const Call &call)
+    {
+        return lamprey_divide_up(call.count * bytes_of(call.type), LAMPREY_VECTOR_BYTES);
+    }
+
+    lamprey_plan plan_of(const Call &call) const
+    {
+        return lamprey_plan_of(call.algorithm, vectors_of(call), (uint32_t)ranks_.size(),
+                               call.lanes, row_vectors(call));
+    }
+
+    void fill(uint32_t r, const Call &call, lamprey_all_reduce_params &params)
     {
         Rank &rank = ranks_[r];
         const uint32_t nranks = (uint32_t)ranks_.size();
         const uint64_t element = bytes_of(call.type);
-        const uint64_t bytes = call.count * element;
-        const uint64_t vectors = lamprey_divide_up(bytes, LAMPREY_VECTOR_BYTES);
-        const lamprey_plan plan =
-            lamprey_plan_of(call.algorithm, vectors, nranks, call.lanes, row_vectors(call));
-        lamprey_all_reduce_params params = {};
+        const lamprey_plan plan = plan_of(call);
+        params = {};
         params.send = (void *)(rank.send + call.send_offset * element);
         params.recv =
             call.in_place ? (void *)params.send : (void *)(rank.recv + call.recv_offset * element);
@@ -200,25 +209,64 @@ class KernelWorld : public ::testing::Test {
         params.rank = r;
         params.op = (uint32_t)call.op; // in the same order
         params.timeout_ms = timeout_ms_;
-        params.flags = call.flags | lamprey_message_flags(&plan, params.send, params.recv, bytes) |
-                       (is_signed(call.type) ? LAMPREY_FLAG_SIGNED : 0);
-        lamprey_plan_params(&plan, nranks, slot_cells_, call.count, vectors, &params);
+        params.flags =
+            call.flags |
+            lamprey_message_flags(&plan, params.send, params.recv, call.count * element) |
+            (is_signed(call.type) ? LAMPREY_FLAG_SIGNED : 0);
+        lamprey_plan_params(&plan, nranks, slot_cells_, call.count, vectors_of(call), &params);
         for (uint32_t peer = 0; peer < nranks; peer++) {
             params.staging[peer] = (unsigned char *)ranks_[peer].staging;
         }
+    }
+
+    void launch(uint32_t r, const Call &call)
+    {
+        lamprey_all_reduce_params params;
+        const lamprey_plan plan = plan_of(call);
+        fill(r, call, params);
         const int index = lamprey_kernel_of(call.algorithm, element_of(call.type),
-                                            (lamprey_operator)call.op, nranks);
+                                            (lamprey_operator)call.op, (uint32_t)ranks_.size());
         ASSERT_GE(index, 0);
+        start(r, lamprey_kernel_name(index), plan.ctas, plan.threads, &params);
+    }
+
+    // Calls of one algorithm and element.
+    void launch_fused(uint32_t r, const std::vector<Call> &calls)
+    {
+        lamprey_fused_params params = {};
+        uint32_t ctas = 0;
+        uint32_t threads = 0;
+        ASSERT_LE(calls.size(), (size_t)LAMPREY_FUSED);
+        for (const Call &call : calls) {
+            const lamprey_plan plan = plan_of(call);
+            lamprey_all_reduce_params &own = params.common;
+            fill(r, call, own);
+            params.messages[params.message_count++] = {own.send,    own.recv,         own.count,
+                                                       own.vectors, own.lane_vectors, own.flags,
+                                                       own.op,      plan.ctas};
+            ctas = std::max(ctas, plan.ctas);
+            threads = std::max(threads, plan.threads);
+        }
+        const int index = lamprey_fused_kernel_of(calls[0].algorithm, element_of(calls[0].type),
+                                                  (uint32_t)ranks_.size());
+        ASSERT_GE(index, 0);
+        start(r, lamprey_fused_kernel_name(index), ctas, threads, &params);
+    }
+
+    void start(uint32_t r, const char *name, uint32_t ctas, uint32_t threads, void *params)
+    {
+        const Rank &rank = ranks_[r];
         CUkernel kernel = nullptr;
-        CHECK_CU(cuLibraryGetKernel(&kernel, library(), lamprey_kernel_name(index)));
-        void *arguments[] = {&params};
+        CHECK_CU(cuCtxSetCurrent(rank.context));
+        CHECK_CU(cuLibraryGetKernel(&kernel, library(), name));
+        void *arguments[] = {params};
         CUlaunchAttribute overlap = {};
         overlap.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         overlap.value.programmaticStreamSerializationAllowed = 1;
         CUlaunchConfig config = {};
-        config.gridDimX = plan.ctas;
+        config.gridDimX = ctas;
         config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
-        config.blockDimX = plan.threads;
+        config.blockDimX = threads;
         config.hStream = rank.stream;
         config.attrs = &overlap;
         config.numAttrs = 1;

@@ -25,13 +25,14 @@ namespace lamprey_model {
 
 enum class Packet { words, doubles, flagged }; // packets.cuh
 
-// One kernel, as one lane sees it.
+// One call, as one lane sees it.
 struct Call {
     lamprey_algorithm algorithm = LAMPREY_ONE_SHOT;
     Packet packet = Packet::words;
     int vectors = 1;      // of the whole message; 0: the lane sits out
     int lane_vectors = 1; // of a row that are moved in a round
     int threads = 1;
+    bool fused = false; // with the next: one kernel runs both (kernels/fused.cuh)
 };
 
 // The rules, one of which may be broken.
@@ -46,6 +47,7 @@ enum class Broken {
     idle_lanes_rest,        // a lane that sits out takes a slot, and clears none
     slot_kept_apart,        // the slot is the 32-bit round modulo 3
     fence_between_rounds,   // none
+    fence_between_messages, // none
     every_thread_fences,    // thread 0 alone
     barrier_between_rounds, // none
     barrier_before_state,   // none between the pushes and the state's store

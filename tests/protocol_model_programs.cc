@@ -309,7 +309,10 @@ class Generator {
 
     void kernel(const Call &call)
     {
-        each_thread(call.threads, [&] { load_state(); });
+        if (!in_kernel_) { // else the state is carried on
+            each_thread(call.threads, [&] { load_state(); });
+        }
+        in_kernel_ = call.fused;
         const int step = call.lane_vectors * (call.algorithm == LAMPREY_TWO_SHOT ? nranks_ : 1);
         for (int first = 0; first < call.vectors; first += step) {
             const bool last = first + step >= call.vectors;
@@ -335,7 +338,12 @@ class Generator {
             dirty_ = 0;
             turns_++;
         }
-        if (!broken(Broken::kernel_boundary)) {
+        if (call.fused) {
+            if (!broken(Broken::fence_between_messages)) {
+                fence(broken(Broken::every_thread_fences) ? 1 : block_);
+            }
+            barrier(block_);
+        } else if (!broken(Broken::kernel_boundary)) {
             fence(block_);
             barrier(block_);
         }
@@ -379,6 +387,7 @@ class Generator {
     int turns_ = 0;  // of the slots: the same, if idle lanes rest
     int phase_ = 0;
     uint32_t dirty_ = 0;
+    bool in_kernel_ = false; // a call before it was fused with this one
 };
 
 } // namespace

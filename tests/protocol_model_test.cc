@@ -28,6 +28,7 @@ constexpr Call kDouble = {kOne, kDoubles, 1, 1};
 constexpr Call kInteger = {kOne, kFlagged, 1, 1};
 constexpr Call kSharded = {kTwo, kWords, 2, 1};
 constexpr Call kIdle = {kOne, kWords, 0, 1};
+constexpr Call kFused = {kOne, kWords, 1, 1, 1, true};
 
 // Kernels of one thread a rank: sizes, layouts and packets of all sorts.
 constexpr Call kKernels[] = {
@@ -125,7 +126,32 @@ Call any_call(std::mt19937 &random)
     call.lane_vectors = 1 + (int)(random() % (unsigned)row_vectors);
     call.vectors = (int)(random() % 24);
     call.threads = 1 + (int)(random() % 4);
+    call.fused = random() % 3 == 0;
     return call;
+}
+
+// Every sequence of four, each put together with the next or not. All ranks alike: where one of
+// them has a kernel's boundary between, there is only more order.
+TEST(ProtocolModel, IsRightWithFusedCalls)
+{
+    const Call alone[] = {kSmall, kIdle, kSharded, {kOne, kDoubles, 3, 1}};
+    for (size_t sequence = 0; sequence < 256; sequence++) {
+        for (size_t fused = 1; fused < 8; fused++) {
+            Model model;
+            for (size_t rest = sequence, i = 0; i < 4; i++, rest /= 4) {
+                model.calls.push_back(alone[rest % 4]);
+                model.calls[i].fused = fused >> i & 1;
+            }
+            expect_right(model);
+            ASSERT_FALSE(HasFailure());
+        }
+    }
+    for (Call call : {Call{kOne, kWords, 2, 2, 2}, Call{kTwo, kFlagged, 2, 1, 2}}) {
+        Call last = call;
+        call.fused = true;
+        expect_right({{call, call, last}});
+        expect_right({{call, {kOne, kWords, 1, 1, 2, true}, last}});
+    }
 }
 
 // Larger than what can be searched.
@@ -175,6 +201,7 @@ const Break kBreaks[] = {
     {"AFenceBetweenRoundsAfterAnotherKernel",
      Broken::fence_between_rounds,
      {{kSharded, {kOne, kDoubles, 3, 1}}}},
+    {"AFenceBetweenMessages", Broken::fence_between_messages, {{kFused, kFused, kFused, kSmall}}},
     {"EveryThreadsFence", Broken::every_thread_fences, {{{kOne, kWords, 8, 2, 2}}}},
     {"ABarrierBetweenRounds", Broken::barrier_between_rounds, {{{kOne, kFlagged, 4, 1, 2}}}},
     {"ABarrierBeforeTheState",

@@ -40,6 +40,40 @@ TEST_F(Serving, LeavesKernelsAndSetUpsOnAbort)
     }
 }
 
+// The launch queue is full of calls whose peer doesn't come, and another thread waits in a launch:
+// the abort frees both. Ten times what is promised of a machine that does nothing else.
+TEST_F(Serving, AbortsWhileTheLaunchQueueIsFull)
+{
+    setenv("LAMPREY_EMULATOR_QUEUE", "8", 1);
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
+        if (rank == 0) {
+            std::thread caller([&] {
+                self.use();
+                ncclResult_t result = ncclSuccess;
+                for (int i = 0; i < 100 && result == ncclSuccess; i++) {
+                    result = self.all_reduce(LAMPREY_REFERENCE_BF16, 100);
+                }
+                REQUIRE(result == ncclInternalError || result == ncclInvalidArgument);
+            });
+            usleep(100000);
+            const auto start = std::chrono::steady_clock::now();
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+            REQUIRE(std::chrono::steady_clock::now() - start < std::chrono::seconds(2));
+            caller.join();
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+            REQUIRE(std::chrono::steady_clock::now() - start < std::chrono::seconds(2));
+        }
+        meet(2);
+        if (rank == 1) {
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        }
+    });
+    unsetenv("LAMPREY_EMULATOR_QUEUE");
+}
+
 // The process that makes the id forks its ranks afterwards: they are served like any.
 TEST_F(Serving, ServesRanksForkedAfterItWasLoaded)
 {
