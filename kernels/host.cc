@@ -8,18 +8,13 @@
 #include <string.h>
 
 #include "kernels/all_reduce.cuh"
+#include "kernels/host_kernel.h"
 
 namespace lamprey {
 bool stores_are_delayed = getenv("LAMPREY_EMULATOR_DELAYED_STORES") != nullptr;
 thread_local store_buffer delayed_stores;
-thread_local host_thread current_thread = {1, 0, 0, 1, nullptr};
+thread_local host_thread current_thread = {1, 0, 0, 1, nullptr, 1, nullptr, nullptr};
 } // namespace lamprey
-
-struct lamprey_host_kernel {
-    const char *name;
-    size_t param_size;
-    void (*run)(const void *params);
-};
 
 namespace {
 
@@ -37,26 +32,71 @@ const lamprey_host_kernel kernels[] = {
 #undef LAMPREY_ROW
 };
 
-void run_thread(const lamprey_host_kernel *kernel, unsigned grid, unsigned thread, unsigned block,
-                pthread_barrier_t *barrier, const void *params)
-{
-    for (unsigned cta = 0; cta < grid; cta++) {
-        lamprey::current_thread = {grid, cta, thread, block, barrier};
-        kernel->run(params);
-        lamprey::delayed_stores.perform_all();
+/* What the threads of a cluster share. */
+struct cluster {
+    const lamprey_host_kernel *kernel;
+    const lamprey_host_launch *launch;
+    const void *params;
+    std::vector<pthread_barrier_t> barriers; // of the CTAs, then the cluster's
+    std::vector<unsigned char *> shared;
+
+    cluster(const lamprey_host_kernel *kernel_, const lamprey_host_launch *launch_,
+            const void *params_)
+        : kernel(kernel_), launch(launch_), params(params_), barriers(launch_->cluster + 1)
+    {
+        for (unsigned cta = 0; cta < launch->cluster; cta++) {
+            pthread_barrier_init(&barriers[cta], nullptr, launch->block);
+            shared.push_back(static_cast<unsigned char *>(malloc(launch->shared_bytes + 1)));
+            memset(shared.back(), 0xa5, launch->shared_bytes + 1);
+        }
+        pthread_barrier_init(&barriers.back(), nullptr, launch->block * launch->cluster);
     }
+    ~cluster()
+    {
+        for (pthread_barrier_t &barrier : barriers) {
+            pthread_barrier_destroy(&barrier);
+        }
+        for (unsigned char *memory : shared) {
+            free(memory);
+        }
+    }
+    cluster(const cluster &) = delete;
+    cluster &operator=(const cluster &) = delete;
+
+    /* One thread of one CTA, in cluster after cluster. */
+    void run_thread(unsigned cta, unsigned thread)
+    {
+        pthread_barrier_t *const barrier = launch->block > 1 ? &barriers[cta] : nullptr;
+        pthread_barrier_t *const all =
+            launch->block * launch->cluster > 1 ? &barriers.back() : nullptr;
+        for (unsigned first = 0; first < launch->grid; first += launch->cluster) {
+            lamprey::current_thread = {launch->grid,  first + cta,     thread, launch->block,
+                                       barrier,       launch->cluster, all,    shared.data()};
+            kernel->run(params);
+            lamprey::delayed_stores.perform_all();
+            if (launch->cluster > 1) {
+                pthread_barrier_wait(all); // the next cluster has the same shared memory
+            }
+        }
+    }
+};
+
+const lamprey_host_kernel *find(const lamprey_host_kernel *kernels, size_t count, const char *name)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(kernels[i].name, name) == 0) {
+            return &kernels[i];
+        }
+    }
+    return nullptr;
 }
 
 } // namespace
 
 const lamprey_host_kernel *lamprey_host_kernel_find(const char *name)
 {
-    for (const lamprey_host_kernel &kernel : kernels) {
-        if (strcmp(kernel.name, name) == 0) {
-            return &kernel;
-        }
-    }
-    return nullptr;
+    const lamprey_host_kernel *kernel = find(kernels, sizeof kernels / sizeof kernels[0], name);
+    return kernel ? kernel : find(lamprey_host_row_kernels, lamprey_host_row_kernel_count, name);
 }
 
 size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel)
@@ -64,22 +104,17 @@ size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel)
     return kernel->param_size;
 }
 
-void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, unsigned grid, unsigned block,
+void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, const lamprey_host_launch *launch,
                              void *const *params)
 {
-    if (block <= 1) {
-        run_thread(kernel, grid, 0, 1, nullptr, params[0]);
-        return;
-    }
-    pthread_barrier_t barrier;
-    pthread_barrier_init(&barrier, nullptr, block);
+    cluster together(kernel, launch, params[0]);
     std::vector<std::thread> threads;
-    for (unsigned thread = 1; thread < block; thread++) {
-        threads.emplace_back(run_thread, kernel, grid, thread, block, &barrier, params[0]);
+    for (unsigned i = 1; i < launch->cluster * launch->block; i++) {
+        threads.emplace_back(&cluster::run_thread, &together, i / launch->block,
+                             i % launch->block);
     }
-    run_thread(kernel, grid, 0, block, &barrier, params[0]);
+    together.run_thread(0, 0);
     for (std::thread &thread : threads) {
         thread.join();
     }
-    pthread_barrier_destroy(&barrier);
 }
