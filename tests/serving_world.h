@@ -159,8 +159,8 @@ struct Rank {
             return;
         }
         for (size_t i = 0; i < count; i++) {
-            const float a = lamprey_test::load_element(type, got.data(), i);
-            const float b = lamprey_test::load_element(type, expected.data(), i);
+            const float a = lamprey_reference_load(type, got.data(), i);
+            const float b = lamprey_reference_load(type, expected.data(), i);
             REQUIRE(fabsf(a - b) <= 0.05f * nranks);
         }
     }
