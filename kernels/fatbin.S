@@ -6,7 +6,7 @@
     .hidden \name
     .type \name, %object
 \name:
-    .incbin \file
+    .incbin "\file"
     .size \name, . - \name
     .endm
     embedded lamprey_fatbin, LAMPREY_FATBIN

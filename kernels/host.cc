@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/host.h"
 
+#include <deque>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -37,45 +39,38 @@ struct cluster {
     const lamprey_host_kernel *kernel;
     const lamprey_host_launch *launch;
     const void *params;
-    std::vector<pthread_barrier_t> barriers; // of the CTAs, then the cluster's
+    std::deque<lamprey::host_barrier> barriers; // of the CTAs
+    lamprey::host_barrier barrier;              // of all
+    std::vector<std::vector<uint64_t>> memory;
     std::vector<unsigned char *> shared;
 
     cluster(const lamprey_host_kernel *kernel_, const lamprey_host_launch *launch_,
             const void *params_)
-        : kernel(kernel_), launch(launch_), params(params_), barriers(launch_->cluster + 1)
+        : kernel(kernel_), launch(launch_), params(params_),
+          barrier(launch_->block * launch_->cluster)
     {
         for (unsigned cta = 0; cta < launch->cluster; cta++) {
-            pthread_barrier_init(&barriers[cta], nullptr, launch->block);
-            shared.push_back(static_cast<unsigned char *>(malloc(launch->shared_bytes + 1)));
-            memset(shared.back(), 0xa5, launch->shared_bytes + 1);
-        }
-        pthread_barrier_init(&barriers.back(), nullptr, launch->block * launch->cluster);
-    }
-    ~cluster()
-    {
-        for (pthread_barrier_t &barrier : barriers) {
-            pthread_barrier_destroy(&barrier);
-        }
-        for (unsigned char *memory : shared) {
-            free(memory);
+            barriers.emplace_back(launch->block);
+            memory.emplace_back(launch->shared_bytes / sizeof(uint64_t) + 2, 0xa5a5a5a5a5a5a5a5u);
+            void *start = memory.back().data();
+            size_t room = memory.back().size() * sizeof(uint64_t);
+            shared.push_back(static_cast<unsigned char *>(
+                std::align(sizeof(lamprey::vector), launch->shared_bytes, start, room)));
         }
     }
-    cluster(const cluster &) = delete;
-    cluster &operator=(const cluster &) = delete;
 
     /* One thread of one CTA, in cluster after cluster. */
     void run_thread(unsigned cta, unsigned thread)
     {
-        pthread_barrier_t *const barrier = launch->block > 1 ? &barriers[cta] : nullptr;
-        pthread_barrier_t *const all =
-            launch->block * launch->cluster > 1 ? &barriers.back() : nullptr;
+        lamprey::host_barrier *const own = launch->block > 1 ? &barriers[cta] : nullptr;
+        lamprey::host_barrier *const all = launch->block * launch->cluster > 1 ? &barrier : nullptr;
         for (unsigned first = 0; first < launch->grid; first += launch->cluster) {
-            lamprey::current_thread = {launch->grid,  first + cta,     thread, launch->block,
-                                       barrier,       launch->cluster, all,    shared.data()};
+            lamprey::current_thread = {launch->grid, first + cta,     thread, launch->block,
+                                       own,          launch->cluster, all,    shared.data()};
             kernel->run(params);
             lamprey::delayed_stores.perform_all();
-            if (launch->cluster > 1) {
-                pthread_barrier_wait(all); // the next cluster has the same shared memory
+            if (all && launch->shared_bytes > 0) {
+                all->wait(); // the next cluster has the same shared memory
             }
         }
     }
@@ -110,8 +105,7 @@ void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, const lamprey_ho
     cluster together(kernel, launch, params[0]);
     std::vector<std::thread> threads;
     for (unsigned i = 1; i < launch->cluster * launch->block; i++) {
-        threads.emplace_back(&cluster::run_thread, &together, i / launch->block,
-                             i % launch->block);
+        threads.emplace_back(&cluster::run_thread, &together, i / launch->block, i % launch->block);
     }
     together.run_thread(0, 0);
     for (std::thread &thread : threads) {

@@ -25,10 +25,10 @@ struct lamprey_host_launch {
     size_t shared_bytes;
 };
 
-/* Runs a whole grid on the calling thread and returns when it is done: clusters one after the other,
- * in order; a cluster's threads at once, each on a thread of its own with real barriers (a cluster
- * of one thread: the calling one). params: as cuLaunchKernelEx takes them. Waits inside yield the
- * processor. */
+/* Runs a whole grid on the calling thread and returns when it is done: clusters one after the
+ * other, in order; a cluster's threads at once, each on a thread of its own with real barriers (a
+ * cluster of one thread: the calling one). params: as cuLaunchKernelEx takes them. Waits inside
+ * yield the processor. */
 void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel,
                              const struct lamprey_host_launch *launch, void *const *params);
 

@@ -5,12 +5,12 @@
 #define LAMPREY_KERNELS_PRIMITIVES_HOST_H
 
 #include <math.h>
-#include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
 
+#include "kernels/host_barrier.h"
 #include "kernels/store_buffer.h"
 
 #define LAMPREY_DEVICE static inline
@@ -29,10 +29,10 @@ struct host_thread {
     unsigned block_index;
     unsigned thread_index;
     unsigned block_size;
-    pthread_barrier_t *barrier; /* NULL with one thread a CTA */
+    host_barrier *barrier; /* NULL with one thread a CTA */
     unsigned cluster_size;
-    pthread_barrier_t *cluster_barrier; /* NULL with one thread a cluster */
-    unsigned char *const *shared;       /* of each CTA of the cluster */
+    host_barrier *cluster_barrier; /* NULL with one thread a cluster */
+    unsigned char *const *shared;  /* of each CTA of the cluster */
 };
 
 extern thread_local host_thread current_thread;
@@ -57,7 +57,7 @@ LAMPREY_DEVICE unsigned block_size()
 LAMPREY_DEVICE void block_sync()
 {
     if (current_thread.barrier) {
-        pthread_barrier_wait(current_thread.barrier);
+        current_thread.barrier->wait();
     }
 }
 
@@ -81,7 +81,7 @@ LAMPREY_DEVICE void cluster_arrive()
 LAMPREY_DEVICE void cluster_wait()
 {
     if (current_thread.cluster_barrier) {
-        pthread_barrier_wait(current_thread.cluster_barrier);
+        current_thread.cluster_barrier->wait();
     }
 }
 

@@ -5,6 +5,7 @@
 #define LAMPREY_KERNELS_ROW_PLAN_H
 
 #include <stdbool.h>
+#include <string.h>
 
 #include "kernels/plan.h"
 #include "kernels/rows.h"
@@ -57,7 +58,8 @@ static inline struct lamprey_row_plan lamprey_row_plan_with(const struct lamprey
                                                             uint32_t cluster, uint32_t lanes,
                                                             uint32_t slot_cells)
 {
-    struct lamprey_row_plan plan = {0};
+    struct lamprey_row_plan plan;
+    memset(&plan, 0, sizeof plan);
     const uint32_t grain = lamprey_row_grain(shape);
     const uint32_t fit = lamprey_row_vectors(shape->algorithm, shape->nranks, slot_cells, 1);
     const uint32_t most = fit < LAMPREY_ROW_THREADS ? fit : LAMPREY_ROW_THREADS;
@@ -68,8 +70,7 @@ static inline struct lamprey_row_plan lamprey_row_plan_with(const struct lamprey
             ? lamprey_divide_up(plan.row_vectors, LAMPREY_SEGMENT_VECTORS) * LAMPREY_SEGMENT_VECTORS
             : lamprey_divide_up(lamprey_divide_up(plan.row_vectors, cluster), grain) * grain;
     cluster = (uint32_t)lamprey_divide_up(plan.row_vectors, share);
-    if (cluster > lanes || most == 0 ||
-        share > LAMPREY_ROW_SHARED_BYTES / LAMPREY_VECTOR_BYTES) {
+    if (cluster > lanes || most == 0 || share > LAMPREY_ROW_SHARED_BYTES / LAMPREY_VECTOR_BYTES) {
         return plan;
     }
     plan.share_vectors = (uint32_t)share;
@@ -99,9 +100,9 @@ static inline struct lamprey_row_plan lamprey_row_plan_of(const struct lamprey_r
                                                           uint32_t lanes, uint32_t most_cluster,
                                                           uint32_t slot_cells)
 {
-    struct lamprey_row_plan best = {0};
-    const uint32_t row_vectors =
-        (uint32_t)lamprey_divide_up(shape->hidden, shape->vector_elements);
+    struct lamprey_row_plan best;
+    memset(&best, 0, sizeof best);
+    const uint32_t row_vectors = (uint32_t)lamprey_divide_up(shape->hidden, shape->vector_elements);
     for (uint32_t cluster = most_cluster; cluster >= 1; cluster--) {
         const struct lamprey_row_plan plan =
             lamprey_row_plan_with(shape, cluster, lanes, slot_cells);

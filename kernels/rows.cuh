@@ -48,9 +48,9 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
 
     LAMPREY_INLINE explicit row_work(const params &given)
         : p(given), rows(given.rows), lane(given.lane), first(cluster_rank() * rows.share_vectors),
-          count(first >= rows.row_vectors                        ? 0
+          count(first >= rows.row_vectors                       ? 0
                 : rows.row_vectors - first < rows.share_vectors ? rows.row_vectors - first
-                                                                 : rows.share_vectors),
+                                                                : rows.share_vectors),
           segments(lamprey_share_segments(rows.share_vectors)), value{{0, 0, 0, 0}},
           values(shared_memory()),
           unit_largest(reinterpret_cast<uint32_t *>(values + rows.share_vectors)),
@@ -118,9 +118,8 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     {
         if constexpr (RANKS == 0) {
             if (p.moe.source != LAMPREY_ROWS_GIVEN) {
-                const moe_source<E> source = {p.moe, rows,
-                                              (p.lane.flags & LAMPREY_FLAG_STEPWISE) != 0,
-                                              lane.wide()};
+                const moe_source<E> source = {
+                    p.moe, rows, (p.lane.flags & LAMPREY_FLAG_STEPWISE) != 0, lane.wide()};
                 return packet::clean(source.load(token, first + index));
             }
         }
@@ -214,15 +213,14 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         });
     }
 
-    /* Every CTA of the cluster takes as many rounds as the first, whose share is whole. */
+    /* Only rounds in which the lane moves data: in them alone the ranks wait for each other. */
     LAMPREY_INLINE void reduce_share(uint64_t token, bool first_row, bool last_row)
     {
-        const unsigned whole = rows.row_vectors < rows.share_vectors ? rows.row_vectors
-                                                                     : rows.share_vectors;
-        for (unsigned from = 0; from < whole; from += rows.slice_vectors) {
-            const unsigned here = from < count ? count - from : 0;
-            const unsigned vectors = here < rows.slice_vectors ? here : rows.slice_vectors;
-            const bool last = last_row && from + rows.slice_vectors >= whole;
+        for (unsigned from = 0; from < count; from += rows.slice_vectors) {
+            const unsigned left_over = count - from;
+            const unsigned vectors =
+                left_over < rows.slice_vectors ? left_over : rows.slice_vectors;
+            const bool last = last_row && from + vectors == count;
             if (!first_row || from > 0) {
                 begin_round();
             }
@@ -246,8 +244,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             }
         });
         turn(last);
-        each_vector(count,
-                    [&](unsigned index) { set(index, lane.reduce(row_cells, index, own)); });
+        each_vector(count, [&](unsigned index) { set(index, lane.reduce(row_cells, index, own)); });
         end_round();
     }
 
@@ -366,12 +363,9 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         block_sync();
         const unsigned row_left = rows.hidden - first * elements;
         const unsigned share = count * elements;
-        const row_part part = {token,
-                               first * elements,
-                               count == 0 ? 0 : row_left < share ? row_left : share,
-                               values,
-                               unit_largest,
-                               warp_largest};
+        const row_part part = {
+            token,  first * elements, count == 0 ? 0 : row_left < share ? row_left : share,
+            values, unit_largest,     warp_largest};
         quantiser<E>{rows, part}.run();
     }
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* All-reduces with an epilogue: what kernels and host agree on beyond protocol.h.
  *
- * The message is rows (tokens) of hidden elements. A row is a cluster's: each of its CTAs, which are
- * lanes as in protocol.h, has a share of the row's vectors, a multiple of 32 of them but for the
- * last. In a round a cluster moves a slice of every share of one row, by the layouts of protocol.h;
- * once all slices have arrived, each CTA has its share of the sum in shared memory (or, where a
- * slice is the whole share, in registers) and the epilogue starts. Clusters take the rows in turn. */
+ * The message is rows (tokens) of hidden elements. A row is a cluster's: each of its CTAs, which
+ * are lanes as in protocol.h, has a share of the row's vectors, a multiple of 32 of them but for
+ * the last. In a round a cluster moves a slice of every share of one row, by the layouts of
+ * protocol.h; once all slices have arrived, each CTA has its share of the sum in shared memory (or,
+ * where a slice is the whole share, in registers) and the epilogue starts. Clusters take the rows
+ * in turn. */
 #ifndef LAMPREY_KERNELS_ROWS_H
 #define LAMPREY_KERNELS_ROWS_H
 
@@ -29,9 +30,9 @@ enum lamprey_scale_layout {
     LAMPREY_SCALES_LINEAR,
 };
 
-#define LAMPREY_ROW_NORM 1u         /* RMSNorm */
-#define LAMPREY_ROW_WIDE_GAMMA 2u   /* gamma is fp32, whatever the rows are */
-#define LAMPREY_ROW_EARLY_GAMMA 4u  /* nothing on the stream writes gamma any more */
+#define LAMPREY_ROW_NORM 1u        /* RMSNorm */
+#define LAMPREY_ROW_WIDE_GAMMA 2u  /* gamma is fp32, whatever the rows are */
+#define LAMPREY_ROW_EARLY_GAMMA 4u /* nothing on the stream writes gamma any more */
 
 /* Pointers: NULL where that input or output isn't there. */
 struct lamprey_row_args {
@@ -68,7 +69,7 @@ struct lamprey_moe {
     uint32_t source; /* enum lamprey_row_source */
     uint32_t count;  /* experts, or rows that make one */
     const void *inputs;
-    const void *scales; /* reduce: fp32 [count][tokens]; finalize: [tokens][count] or NULL */
+    const void *scales;     /* reduce: fp32 [count][tokens]; finalize: [tokens][count] or NULL */
     const int32_t *indices; /* finalize: [tokens][count]; negative: none */
     const void *added;      /* [tokens][hidden], last; NULL: none */
     float factor;           /* finalize: what the sum is multiplied with */

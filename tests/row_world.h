@@ -80,7 +80,7 @@ class RowWorld : public KernelWorld {
         }
     }
 
-    void TearDown() override
+    void close_rows()
     {
         for (size_t r = 0; r < arenas_.size(); r++) {
             cuCtxSetCurrent(ranks_[r].context);
@@ -88,6 +88,11 @@ class RowWorld : public KernelWorld {
             cuMemFree(arenas_[r]);
         }
         arenas_.clear();
+    }
+
+    void TearDown() override
+    {
+        close_rows();
         KernelWorld::TearDown();
     }
 
@@ -136,14 +141,10 @@ class RowWorld : public KernelWorld {
         };
         if (call.source == LAMPREY_ROWS_MOE_REDUCE) {
             const lamprey_reference_moe_reduction reduction = {
-                call.type,
-                accumulation,
-                call.tokens,
-                call.hidden,
-                call.experts,
-                reinterpret_cast<const float *>(at(arena.expert_scales)),
-                at(arena.experts),
-                at(arena.added)};
+                call.type,         accumulation,
+                call.tokens,       call.hidden,
+                call.experts,      reinterpret_cast<const float *>(at(arena.expert_scales)),
+                at(arena.experts), at(arena.added)};
             lamprey_reference_moe_reduce(&reduction, own.data());
         } else if (call.source == LAMPREY_ROWS_MOE_FINALIZE) {
             const lamprey_reference_moe_finalisation finalisation = {
@@ -175,24 +176,23 @@ class RowWorld : public KernelWorld {
             const bool moe = call.source != LAMPREY_ROWS_GIVEN;
             arena.input = put(arena, call,
                               make_data(call.type, moe ? 0 : elements, call.kind, seed * 131 + r));
-            arena.residual = put(arena, call,
-                                 make_data(call.type, call.residual ? elements : 0, call.kind,
-                                           seed * 17 + 5));
+            arena.residual =
+                put(arena, call,
+                    make_data(call.type, call.residual ? elements : 0, call.kind, seed * 17 + 5));
             const element_type gamma_type =
                 call.gamma == weights::fp32 ? LAMPREY_REFERENCE_F32 : call.type;
-            arena.gamma =
-                put(arena, call,
-                    make_data(gamma_type, call.gamma == weights::none ? 0 : call.hidden,
-                              data_kind::numbers, seed * 19));
+            arena.gamma = put(arena, call,
+                              make_data(gamma_type, call.gamma == weights::none ? 0 : call.hidden,
+                                        data_kind::numbers, seed * 19));
             bytes scale(sizeof call.scale);
             memcpy(scale.data(), &call.scale, sizeof call.scale);
             arena.scale = put(arena, RowCall{call.type, 0, 0}, scale);
             if (moe) {
                 const bool finalize = call.source == LAMPREY_ROWS_MOE_FINALIZE;
                 const uint64_t choices = call.experts * call.tokens;
-                arena.experts = put(
-                    arena, call,
-                    make_data(call.type, choices * call.hidden, call.kind, seed * 137 + r));
+                arena.experts =
+                    put(arena, call,
+                        make_data(call.type, choices * call.hidden, call.kind, seed * 137 + r));
                 arena.expert_scales =
                     put(arena, RowCall{call.type, 0, 0},
                         floats(call.expert_scales || !finalize ? choices : 0, seed * 7 + r));
@@ -202,19 +202,19 @@ class RowWorld : public KernelWorld {
                     memcpy(indices.data() + i * 4, &row, 4);
                 }
                 arena.indices = put(arena, RowCall{call.type, 0, 0}, indices);
-                arena.added = put(arena, call,
-                                  make_data(call.type, call.added ? elements : 0, call.kind,
-                                            seed * 139 + r));
+                arena.added =
+                    put(arena, call,
+                        make_data(call.type, call.added ? elements : 0, call.kind, seed * 139 + r));
             }
             arena.sum_out = leave(arena, call, call.sum_out, size);
             arena.residual_out = leave(arena, call, call.residual_out, size);
             arena.norm_out = leave(arena, call, call.norm_out, size);
-            arena.codes = leave(
-                arena, call, true,
-                lamprey_reference_code_bytes(&quantisation, call.tokens, call.hidden));
-            arena.scales = leave(
-                arena, RowCall{call.type, 0, 0}, true,
-                lamprey_reference_scale_bytes(&quantisation, call.tokens, call.hidden));
+            arena.codes =
+                leave(arena, call, true,
+                      lamprey_reference_code_bytes(&quantisation, call.tokens, call.hidden));
+            arena.scales =
+                leave(arena, RowCall{call.type, 0, 0}, true,
+                      lamprey_reference_scale_bytes(&quantisation, call.tokens, call.hidden));
             put(arena, call, bytes(64, 0x5a));
             ASSERT_LE(arena.before.size(), kArena);
             arenas.push_back(arena);
@@ -301,9 +301,14 @@ class RowWorld : public KernelWorld {
         params.rows.quantisation = call.quantisation;
         params.rows.layout = call.layout;
         params.rows.group = call.group;
-        params.moe = {(uint32_t)call.source, call.experts, at(arena.experts),
-                      at(arena.expert_scales), (const int32_t *)at(arena.indices),
-                      at(arena.added), call.factor, 1};
+        params.moe = {(uint32_t)call.source,
+                      call.experts,
+                      at(arena.experts),
+                      at(arena.expert_scales),
+                      (const int32_t *)at(arena.indices),
+                      at(arena.added),
+                      call.factor,
+                      1};
         params.lane.send = at(arena.input);
         params.lane.recv = at(arena.sum_out);
         params.lane.lanes = (lamprey_lane *)rank.lanes;
@@ -321,11 +326,11 @@ class RowWorld : public KernelWorld {
             (wide ? LAMPREY_FLAG_WIDE : 0) | (call.stepwise ? LAMPREY_FLAG_STEPWISE : 0);
         const bool single = wide && !call.stepwise && call.source == LAMPREY_ROWS_GIVEN &&
                             lamprey_row_plan_is_single(&shape, &plan);
-        const int index = lamprey_row_kernel_of(
-            call.algorithm, element_of(call.type), shape.nranks,
-            !single                                        ? LAMPREY_ROWS_ANY
-            : call.quantisation == LAMPREY_QUANT_NONE ? LAMPREY_ROWS_SINGLE
-                                                           : LAMPREY_ROWS_SINGLE_QUANTISED);
+        const int index = lamprey_row_kernel_of(call.algorithm, element_of(call.type), shape.nranks,
+                                                !single ? LAMPREY_ROWS_ANY
+                                                : call.quantisation == LAMPREY_QUANT_NONE
+                                                    ? LAMPREY_ROWS_SINGLE
+                                                    : LAMPREY_ROWS_SINGLE_QUANTISED);
         ASSERT_GE(index, 0);
         launch_kernel(index, plan, params, rank.stream);
     }
@@ -365,8 +370,8 @@ class RowWorld : public KernelWorld {
                std::to_string(call.hidden) + ", algorithm " + std::to_string(call.algorithm) +
                ", cluster " + std::to_string(call.cluster) + ", quantisation " +
                std::to_string(call.quantisation) + ", layout " + std::to_string(call.layout) +
-               ", group " + std::to_string(call.group) + ", source " +
-               std::to_string(call.source) + ", misaligned " + std::to_string(call.misaligned);
+               ", group " + std::to_string(call.group) + ", source " + std::to_string(call.source) +
+               ", misaligned " + std::to_string(call.misaligned);
     }
 
     static void compare(const RowCall &call, size_t r, const Arena &arena, const bytes &got)
@@ -402,8 +407,8 @@ class RowWorld : public KernelWorld {
         expect(call, arenas);
         for (uint32_t r = 0; r < ranks_.size(); r++) {
             CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
-            CHECK_CU(cuMemcpyHtoDAsync(arenas_[r], arenas[r].before.data(),
-                                       arenas[r].before.size(), ranks_[r].stream));
+            CHECK_CU(cuMemcpyHtoDAsync(arenas_[r], arenas[r].before.data(), arenas[r].before.size(),
+                                       ranks_[r].stream));
         }
         synchronize();
         for (uint32_t r = 0; r < ranks_.size(); r++) {
@@ -412,8 +417,7 @@ class RowWorld : public KernelWorld {
         for (uint32_t r = 0; r < ranks_.size(); r++) {
             bytes got(arenas[r].before.size());
             CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
-            CHECK_CU(
-                cuMemcpyDtoHAsync(got.data(), arenas_[r], got.size(), ranks_[r].stream));
+            CHECK_CU(cuMemcpyDtoHAsync(got.data(), arenas_[r], got.size(), ranks_[r].stream));
             CHECK_CU(cuStreamSynchronize(ranks_[r].stream));
             compare(call, r, arenas[r], got);
         }
