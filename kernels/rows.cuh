@@ -283,12 +283,15 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     LAMPREY_INLINE vector finish_sum(uint64_t token, unsigned index, const early &ahead)
     {
         vector v = get(index);
+        vector residual = ahead.residual;
+        if (rows.residual && !in_registers) {
+            residual = load_row(rows.residual, token, index); /* which an output may replace */
+        }
         if (p.lane.recv && !lane.aborted) {
             store_row(p.lane.recv, token, index, v);
         }
         if (rows.residual) {
-            v = add_vectors<E>(v, in_registers ? ahead.residual
-                                               : load_row(rows.residual, token, index));
+            v = add_vectors<E>(v, residual);
         }
         if (rows.residual_out && !lane.aborted) {
             store_row(rows.residual_out, token, index, v);

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 #define LAMPREY_RECORD_MAGIC 0x4c414d5052455931ull
-#define LAMPREY_RECORD_VERSION 2
+#define LAMPREY_RECORD_VERSION 3
 
 #define LAMPREY_RECORD_BYTES 1024
 
@@ -42,7 +42,9 @@ struct lamprey_record {
     uint32_t refuses;   /* 1: this rank can't take part, for reason */
     char reason[120];
     struct lamprey_domain_record domain;
-    uint8_t reserved[LAMPREY_RECORD_BYTES - 216 - sizeof(struct lamprey_domain_record)];
+    uint32_t row_ctas;    /* CTAs of kernels for rows that fit this GPU together ... */
+    uint32_t row_cluster; /* ... in clusters of so many */
+    uint8_t reserved[LAMPREY_RECORD_BYTES - 224 - sizeof(struct lamprey_domain_record)];
 };
 
 /* The exchanges after the first: does the last step stand everywhere? */
@@ -63,6 +65,8 @@ struct lamprey_agreed {
     uint32_t nranks;
     uint32_t lanes;
     uint32_t slot_cells;
+    uint32_t row_lanes;   /* for rows */
+    uint32_t row_cluster; /* CTAs that may share a row */
     bool has_fp8;
 };
 

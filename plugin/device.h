@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "kernels/instances.h"
+#include "kernels/row_instances.h"
 #include "plugin/driver.h"
 
 struct lamprey_device {
@@ -20,6 +21,9 @@ struct lamprey_device {
     uint32_t resident_ctas; /* CTAs of our largest kernel that fit the empty GPU; 0 until the
                                kernels are loaded */
     CUfunction kernels[LAMPREY_KERNEL_COUNT]; /* kernels/instances.h */
+    uint32_t row_ctas;    /* CTAs of our largest kernel for rows that fit, in clusters of ... */
+    uint32_t row_cluster; /* ... so many */
+    CUfunction row_kernels[LAMPREY_ROW_KERNEL_COUNT]; /* kernels/row_instances.h */
 };
 
 /* The GPU with this CUDA ordinal. Stays for the life of the process. Thread-safe. */
