@@ -2,7 +2,9 @@
 #ifndef LAMPREY_KERNELS_FATBIN_H
 #define LAMPREY_KERNELS_FATBIN_H
 
-/* Every kernel for every architecture, as cuLibraryLoadData takes it. */
+/* Every kernel for every architecture, as cuLibraryLoadData takes it: those of instances.h, and
+ * those of row_instances.h. */
 extern const unsigned char lamprey_fatbin[] __attribute__((visibility("hidden")));
+extern const unsigned char lamprey_row_fatbin[] __attribute__((visibility("hidden")));
 
 #endif

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/host.h"
 
+#include <deque>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -10,19 +12,13 @@
 #include "kernels/all_reduce.cuh"
 #include "kernels/check.cuh"
 #include "kernels/fused.cuh"
+#include "kernels/host_kernel.h"
 
 namespace lamprey {
 bool stores_are_delayed = getenv("LAMPREY_EMULATOR_DELAYED_STORES") != nullptr;
 thread_local store_buffer delayed_stores;
-thread_local host_thread current_thread = {1, 0, 0, 1, nullptr};
+thread_local host_thread current_thread = {1, 0, 0, 1, nullptr, 1, nullptr, nullptr};
 } // namespace lamprey
-
-struct lamprey_host_kernel {
-    const char *name;
-    size_t param_size;
-    void (*run)(const void *params);
-    bool ctas_at_once; /* a CTA may wait for what a peer's kernel does after another CTA's part */
-};
 
 namespace {
 
@@ -57,52 +53,66 @@ const lamprey_host_kernel kernels[] = {
             {LAMPREY_CHECK_KERNEL, sizeof(lamprey_check_params), run_check, false},
 };
 
-struct ctas {
-    unsigned first;
-    unsigned count;
-    unsigned grid;
+/* What the threads of a cluster share; one after the other, all clusters of a part of the grid. */
+struct cluster {
+    unsigned begin;
+    unsigned end;
+    const lamprey_host_kernel *kernel;
+    const lamprey_host_launch *launch;
+    const void *params;
+    std::deque<lamprey::host_barrier> barriers; // of the CTAs
+    lamprey::host_barrier barrier;              // of all
+    std::vector<std::vector<uint64_t>> memory;
+    std::vector<unsigned char *> shared;
+
+    cluster(unsigned begin_, unsigned end_, const lamprey_host_kernel *kernel_,
+            const lamprey_host_launch *launch_, const void *params_)
+        : begin(begin_), end(end_), kernel(kernel_), launch(launch_), params(params_),
+          barrier(launch_->block * launch_->cluster)
+    {
+        for (unsigned cta = 0; cta < launch->cluster; cta++) {
+            barriers.emplace_back(launch->block);
+            memory.emplace_back(launch->shared_bytes / sizeof(uint64_t) + 2, 0xa5a5a5a5a5a5a5a5u);
+            void *start = memory.back().data();
+            size_t room = memory.back().size() * sizeof(uint64_t);
+            shared.push_back(static_cast<unsigned char *>(
+                std::align(sizeof(lamprey::vector), launch->shared_bytes, start, room)));
+        }
+    }
+
+    /* One thread of one CTA, in cluster after cluster. */
+    void run_thread(unsigned cta, unsigned thread)
+    {
+        lamprey::host_barrier *const own = launch->block > 1 ? &barriers[cta] : nullptr;
+        lamprey::host_barrier *const all = launch->block * launch->cluster > 1 ? &barrier : nullptr;
+        for (unsigned first = begin; first < end; first += launch->cluster) {
+            lamprey::current_thread = {launch->grid, first + cta,     thread, launch->block,
+                                       own,          launch->cluster, all,    shared.data()};
+            kernel->run(params);
+            lamprey::delayed_stores.perform_all();
+            if (all && launch->shared_bytes > 0) {
+                all->wait(); // the next cluster has the same shared memory
+            }
+        }
+    }
 };
 
-void run_thread(const lamprey_host_kernel *kernel, const ctas &part, unsigned thread,
-                unsigned block, pthread_barrier_t *barrier, const void *params)
+const lamprey_host_kernel *find(const lamprey_host_kernel *kernels, size_t count, const char *name)
 {
-    for (unsigned cta = part.first; cta < part.first + part.count; cta++) {
-        lamprey::current_thread = {part.grid, cta, thread, block, barrier};
-        kernel->run(params);
-        lamprey::delayed_stores.perform_all();
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(kernels[i].name, name) == 0) {
+            return &kernels[i];
+        }
     }
-}
-
-void run_ctas(const lamprey_host_kernel *kernel, const ctas &part, unsigned block,
-              const void *params)
-{
-    if (block <= 1) {
-        run_thread(kernel, part, 0, 1, nullptr, params);
-        return;
-    }
-    pthread_barrier_t barrier;
-    pthread_barrier_init(&barrier, nullptr, block);
-    std::vector<std::thread> threads;
-    for (unsigned thread = 1; thread < block; thread++) {
-        threads.emplace_back(run_thread, kernel, part, thread, block, &barrier, params);
-    }
-    run_thread(kernel, part, 0, block, &barrier, params);
-    for (std::thread &thread : threads) {
-        thread.join();
-    }
-    pthread_barrier_destroy(&barrier);
+    return nullptr;
 }
 
 } // namespace
 
 const lamprey_host_kernel *lamprey_host_kernel_find(const char *name)
 {
-    for (const lamprey_host_kernel &kernel : kernels) {
-        if (strcmp(kernel.name, name) == 0) {
-            return &kernel;
-        }
-    }
-    return nullptr;
+    const lamprey_host_kernel *kernel = find(kernels, sizeof kernels / sizeof kernels[0], name);
+    return kernel ? kernel : find(lamprey_host_row_kernels, lamprey_host_row_kernel_count, name);
 }
 
 size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel)
@@ -110,19 +120,23 @@ size_t lamprey_host_kernel_param_size(const lamprey_host_kernel *kernel)
     return kernel->param_size;
 }
 
-void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, unsigned grid, unsigned block,
+void lamprey_host_kernel_run(const lamprey_host_kernel *kernel, const lamprey_host_launch *launch,
                              void *const *params)
 {
-    if (!kernel->ctas_at_once) {
-        run_ctas(kernel, {0, grid, grid}, block, params[0]);
-        return;
+    const unsigned part = kernel->ctas_at_once ? launch->cluster : launch->grid;
+    std::deque<cluster> parts;
+    for (unsigned begin = 0; begin < launch->grid; begin += part) {
+        parts.emplace_back(begin, begin + part, kernel, launch, params[0]);
     }
-    std::vector<std::thread> others;
-    for (unsigned cta = 1; cta < grid; cta++) {
-        others.emplace_back(run_ctas, kernel, ctas{cta, 1, grid}, block, params[0]);
+    std::vector<std::thread> threads;
+    for (unsigned p = 0; p < parts.size(); p++) {
+        for (unsigned i = p == 0; i < launch->cluster * launch->block; i++) {
+            threads.emplace_back(&cluster::run_thread, &parts[p], i / launch->block,
+                                 i % launch->block);
+        }
     }
-    run_ctas(kernel, {0, 1, grid}, block, params[0]);
-    for (std::thread &other : others) {
-        other.join();
+    parts[0].run_thread(0, 0);
+    for (std::thread &thread : threads) {
+        thread.join();
     }
 }

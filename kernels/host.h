@@ -18,12 +18,19 @@ const struct lamprey_host_kernel *lamprey_host_kernel_find(const char *name);
 /* Bytes of its one parameter, a POD struct. */
 size_t lamprey_host_kernel_param_size(const struct lamprey_host_kernel *kernel);
 
-/* Runs a whole grid on the calling thread and returns when it is done: CTAs one after the other, in
- * order (those of a fused launch at once, each on a thread of its own), each with block threads (1:
- * the calling thread itself; more: that many threads at once, with real barriers). params: as
+struct lamprey_host_launch {
+    unsigned grid;    /* CTAs */
+    unsigned block;   /* threads of a CTA */
+    unsigned cluster; /* CTAs of a cluster; divides the grid */
+    size_t shared_bytes;
+};
+
+/* Runs a whole grid on the calling thread and returns when it is done: clusters one after the
+ * other, in order (those of a fused launch at once); a cluster's threads at once, each on a thread
+ * of its own with real barriers (a cluster of one thread: the calling one). params: as
  * cuLaunchKernelEx takes them. Waits inside yield the processor. */
-void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel, unsigned grid,
-                             unsigned block, void *const *params);
+void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel,
+                             const struct lamprey_host_launch *launch, void *const *params);
 
 #ifdef __cplusplus
 }

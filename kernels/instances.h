@@ -12,6 +12,7 @@ extern "C" {
 enum lamprey_operators {
     LAMPREY_SUM_ONLY,
     LAMPREY_ANY_OPERATOR, /* a parameter chooses */
+    LAMPREY_ROW_SUM,      /* of rows: row_numbers.cuh */
 };
 
 /* X(name in the fatbin, algorithm, element, operators, ranks or 0 for any number). The types that

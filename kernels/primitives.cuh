@@ -55,6 +55,108 @@ LAMPREY_DEVICE void block_sync()
     __syncthreads();
 }
 
+/* Of the cluster, its place in the grid and this CTA's in it; without clusters a CTA is one. */
+LAMPREY_DEVICE unsigned cluster_index()
+{
+#if __CUDA_ARCH__ >= 900
+    unsigned index;
+    asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+    return index;
+#else
+    return blockIdx.x;
+#endif
+}
+LAMPREY_DEVICE unsigned cluster_size()
+{
+#if __CUDA_ARCH__ >= 900
+    unsigned size;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+#else
+    return 1;
+#endif
+}
+LAMPREY_DEVICE unsigned cluster_rank()
+{
+#if __CUDA_ARCH__ >= 900
+    unsigned rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+#else
+    return 0;
+#endif
+}
+
+/* What the cluster's threads wrote before they arrived is seen by those that have waited. */
+LAMPREY_DEVICE void cluster_arrive()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+LAMPREY_DEVICE void cluster_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+/* The CTA's dynamic shared memory. */
+LAMPREY_DEVICE vector *shared_memory()
+{
+    extern __shared__ __align__(16) unsigned char lamprey_shared[];
+    return reinterpret_cast<vector *>(lamprey_shared);
+}
+
+/* Writes a word where CTA cta of the cluster has what lies at own here. */
+LAMPREY_DEVICE void store_shared(uint32_t *own, unsigned cta, uint32_t value)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"((uint32_t)__cvta_generic_to_shared(own)), "r"(cta));
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+#else
+    *own = value;
+#endif
+}
+
+/* f(lane), lane from 0 to 31, as a tree of neighbours. For a whole warp, which gets the sum. */
+template <class F> LAMPREY_DEVICE float tree_sum(F f)
+{
+    float sum = f(threadIdx.x % 32);
+    for (unsigned distance = 1; distance < 32; distance *= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    }
+    return sum;
+}
+
+/* Of a whole warp, which gets it. */
+LAMPREY_DEVICE uint32_t largest_of_warp(uint32_t value)
+{
+    return __reduce_max_sync(0xffffffffu, value);
+}
+
+/* A warp's work is a thread's where there are no warps. */
+LAMPREY_DEVICE unsigned warp_index()
+{
+    return threadIdx.x / 32;
+}
+LAMPREY_DEVICE unsigned warp_count()
+{
+    return blockDim.x / 32;
+}
+/* f(lane) by the threads of a warp. */
+template <class F> LAMPREY_DEVICE void each_lane(unsigned count, F f)
+{
+    if (threadIdx.x % 32 < count) {
+        f(threadIdx.x % 32);
+    }
+}
+
 /* The address is computed by now, and not just before it is used. */
 template <class T> LAMPREY_DEVICE void settle(T *&address)
 {
@@ -225,6 +327,16 @@ LAMPREY_DEVICE float multiply(float a, float b)
 LAMPREY_DEVICE double multiply(double a, double b)
 {
     return __dmul_rn(a, b);
+}
+
+/* Rounded once, to nearest even. */
+LAMPREY_DEVICE float divide(float a, float b)
+{
+    return __fdiv_rn(a, b);
+}
+LAMPREY_DEVICE float inverse_root(float a)
+{
+    return __frsqrt_rn(a);
 }
 
 /* A NaN loses against a number; -0.0 is less than +0.0. */

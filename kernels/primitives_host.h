@@ -4,12 +4,13 @@
 #ifndef LAMPREY_KERNELS_PRIMITIVES_HOST_H
 #define LAMPREY_KERNELS_PRIMITIVES_HOST_H
 
-#include <pthread.h>
+#include <math.h>
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
 
+#include "kernels/host_barrier.h"
 #include "kernels/store_buffer.h"
 
 #define LAMPREY_DEVICE static inline
@@ -28,7 +29,10 @@ struct host_thread {
     unsigned block_index;
     unsigned thread_index;
     unsigned block_size;
-    pthread_barrier_t *barrier; /* NULL with one thread a CTA */
+    host_barrier *barrier; /* NULL with one thread a CTA */
+    unsigned cluster_size;
+    host_barrier *cluster_barrier; /* NULL with one thread a cluster */
+    unsigned char *const *shared;  /* of each CTA of the cluster */
 };
 
 extern thread_local host_thread current_thread;
@@ -53,7 +57,77 @@ LAMPREY_DEVICE unsigned block_size()
 LAMPREY_DEVICE void block_sync()
 {
     if (current_thread.barrier) {
-        pthread_barrier_wait(current_thread.barrier);
+        current_thread.barrier->wait();
+    }
+}
+
+LAMPREY_DEVICE unsigned cluster_size()
+{
+    return current_thread.cluster_size;
+}
+LAMPREY_DEVICE unsigned cluster_index()
+{
+    return block_index() / cluster_size();
+}
+LAMPREY_DEVICE unsigned cluster_rank()
+{
+    return block_index() % cluster_size();
+}
+
+/* Both at once, when they wait. */
+LAMPREY_DEVICE void cluster_arrive()
+{
+}
+LAMPREY_DEVICE void cluster_wait()
+{
+    if (current_thread.cluster_barrier) {
+        current_thread.cluster_barrier->wait();
+    }
+}
+
+LAMPREY_DEVICE vector *shared_memory()
+{
+    return reinterpret_cast<vector *>(current_thread.shared[cluster_rank()]);
+}
+
+LAMPREY_DEVICE void store_shared(uint32_t *own, unsigned cta, uint32_t value)
+{
+    unsigned char *const *shared = current_thread.shared;
+    const ptrdiff_t offset = reinterpret_cast<unsigned char *>(own) - shared[cluster_rank()];
+    *reinterpret_cast<uint32_t *>(shared[cta] + offset) = value;
+}
+
+template <class F> LAMPREY_DEVICE float tree_sum(F f)
+{
+    float sums[32];
+    for (unsigned lane = 0; lane < 32; lane++) {
+        sums[lane] = f(lane);
+    }
+    for (unsigned width = 16; width > 0; width /= 2) {
+        for (unsigned i = 0; i < width; i++) {
+            sums[i] = sums[2 * i] + sums[2 * i + 1];
+        }
+    }
+    return sums[0];
+}
+
+LAMPREY_DEVICE uint32_t largest_of_warp(uint32_t value)
+{
+    return value;
+}
+
+LAMPREY_DEVICE unsigned warp_index()
+{
+    return thread_index();
+}
+LAMPREY_DEVICE unsigned warp_count()
+{
+    return block_size();
+}
+template <class F> LAMPREY_DEVICE void each_lane(unsigned count, F f)
+{
+    for (unsigned lane = 0; lane < count && lane < 32; lane++) {
+        f(lane);
     }
 }
 
@@ -207,6 +281,15 @@ LAMPREY_DEVICE float multiply(float a, float b)
 LAMPREY_DEVICE double multiply(double a, double b)
 {
     return a * b;
+}
+
+LAMPREY_DEVICE float divide(float a, float b)
+{
+    return a / b;
+}
+LAMPREY_DEVICE float inverse_root(float a)
+{
+    return (float)(1 / sqrt((double)a)); /* which rounds as once (NUMERICS.md) */
 }
 
 LAMPREY_DEVICE float minimum(float a, float b)

@@ -20,6 +20,11 @@ class store_buffer {
         add({address, value, true});
     }
 
+    bool empty() const
+    {
+        return count_ == 0;
+    }
+
     /* What a thread does now and then, and while it waits. */
     void perform_one()
     {

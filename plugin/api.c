@@ -1,22 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plugin/lamprey.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 
+#include "plugin/api.h"
 #include "plugin/comm.h"
 #include "plugin/stats.h"
 
 static _Thread_local char last_error[256];
 
+void lamprey_api_begin(void)
+{
+    last_error[0] = '\0';
+}
+
+ncclResult_t lamprey_api_fail(ncclResult_t result, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(last_error, sizeof last_error, format, arguments);
+    va_end(arguments);
+    return result;
+}
+
 static ncclResult_t invalid(const char *text)
 {
-    snprintf(last_error, sizeof last_error, "%s", text);
-    return ncclInvalidArgument;
+    return lamprey_api_fail(ncclInvalidArgument, "%s", text);
 }
 
 ncclResult_t lampreyGetVersion(int *version)
 {
-    last_error[0] = '\0';
+    lamprey_api_begin();
     if (!version) {
         return invalid("lampreyGetVersion: version is NULL");
     }
@@ -31,7 +46,7 @@ const char *lampreyGetLastError(void)
 
 ncclResult_t lampreyGetStats(ncclComm_t comm, struct lampreyStats *stats)
 {
-    last_error[0] = '\0';
+    lamprey_api_begin();
     if (!stats) {
         return invalid("lampreyGetStats: stats is NULL");
     }

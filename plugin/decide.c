@@ -10,7 +10,7 @@
 _Static_assert(sizeof(struct lamprey_record) == LAMPREY_RECORD_BYTES, "travels as it is");
 _Static_assert(offsetof(struct lamprey_record, domain) == 216, "travels as it is");
 _Static_assert(offsetof(struct lamprey_record, reserved) ==
-                   220 + sizeof(struct lamprey_domain_record),
+                   228 + sizeof(struct lamprey_domain_record),
                "travels as it is");
 _Static_assert(sizeof(struct lamprey_vote) == 192, "travels as it is");
 
@@ -69,6 +69,22 @@ static bool objects(const struct lamprey_record *records, int rank, int nranks, 
     return true;
 }
 
+/* Half of what fits, as for the other kernels. */
+static void agree_on_rows(const struct lamprey_record *records, int nranks,
+                          struct lamprey_agreed *agreed)
+{
+    agreed->row_lanes = agreed->lanes;
+    agreed->row_cluster = records[0].row_cluster;
+    for (int rank = 0; rank < nranks; rank++) {
+        const struct lamprey_record *record = &records[rank];
+        const uint32_t resident = (uint32_t)lamprey_divide_up(
+            record->row_ctas / ranks_on_gpu_of(records, rank, nranks), 2);
+        agreed->row_lanes = resident < agreed->row_lanes ? resident : agreed->row_lanes;
+        agreed->row_cluster =
+            record->row_cluster < agreed->row_cluster ? record->row_cluster : agreed->row_cluster;
+    }
+}
+
 struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nranks, char *reason,
                                     size_t reason_size)
 {
@@ -118,6 +134,7 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     while (lamprey_staging_bytes(agreed.lanes, agreed.slot_cells) > STAGING_CAP) {
         agreed.lanes--;
     }
+    agree_on_rows(records, nranks, &agreed);
     agreed.one_shot_bytes = limits.one_shot_bytes;
     agreed.has_fp8 = true;
     for (int rank = 0; rank < nranks; rank++) {

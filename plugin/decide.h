@@ -42,8 +42,10 @@ struct lamprey_record {
     uint32_t refuses;   /* 1: this rank can't take part, for reason */
     char reason[120];
     struct lamprey_domain_record domain;
-    uint32_t check; /* LAMPREY_CHECK */
-    uint8_t reserved[LAMPREY_RECORD_BYTES - 220 - sizeof(struct lamprey_domain_record)];
+    uint32_t check;       /* LAMPREY_CHECK */
+    uint32_t row_ctas;    /* CTAs of kernels for rows that fit this GPU together ... */
+    uint32_t row_cluster; /* ... in clusters of so many */
+    uint8_t reserved[LAMPREY_RECORD_BYTES - 228 - sizeof(struct lamprey_domain_record)];
 };
 
 /* The exchanges after the first: does the last step stand everywhere? */
@@ -65,6 +67,8 @@ struct lamprey_agreed {
     uint32_t nranks;
     uint32_t lanes;
     uint32_t slot_cells;
+    uint32_t row_lanes;   /* for rows */
+    uint32_t row_cluster; /* CTAs that may share a row */
     bool has_fp8;
     bool across_hosts; /* staging memory travels as fabric handles; else as descriptors */
     bool check;        /* some rank wants calls compared */

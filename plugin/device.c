@@ -9,6 +9,7 @@
 
 #include "kernels/check.h"
 #include "kernels/fatbin.h"
+#include "plugin/row_kernels.h"
 #include "topology/topology.h"
 
 #define MAX_DEVICES 64
@@ -191,8 +192,11 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
         snprintf(reason, reason_size, "no multiprocessor takes a CTA");
         return LAMPREY_ERROR_UNSUPPORTED;
     }
-    device->resident_ctas = resident;
-    return LAMPREY_OK;
+    status = lamprey_row_kernels_load(device, reason, reason_size);
+    if (!status) {
+        device->resident_ctas = resident;
+    }
+    return status;
 }
 
 enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,

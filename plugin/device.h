@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "kernels/instances.h"
+#include "kernels/row_instances.h"
 #include "plugin/driver.h"
 
 struct lamprey_device {
@@ -24,6 +25,9 @@ struct lamprey_device {
     CUfunction kernels[LAMPREY_KERNEL_COUNT]; /* kernels/instances.h */
     CUfunction fused[LAMPREY_KERNEL_COUNT];   /* their twins; NULL where there is none */
     CUfunction check;                         /* kernels/check.h */
+    uint32_t row_ctas;    /* CTAs of our largest kernel for rows that fit, in clusters of ... */
+    uint32_t row_cluster; /* ... so many */
+    CUfunction row_kernels[LAMPREY_ROW_KERNEL_COUNT]; /* kernels/row_instances.h */
 };
 
 /* The GPU with this CUDA ordinal. Stays for the life of the process. Thread-safe. */

@@ -32,6 +32,8 @@ extern "C" {
     X(FuncLoad, cuFuncLoad, 12040, 0)                                                              \
     X(OccupancyMaxActiveBlocksPerMultiprocessor, cuOccupancyMaxActiveBlocksPerMultiprocessor,      \
       6050, 2)                                                                                     \
+    X(OccupancyMaxActiveClusters, cuOccupancyMaxActiveClusters, 11070, 0)                          \
+    X(FuncSetAttribute, cuFuncSetAttribute, 9000, 2)                                               \
     X(LaunchKernelEx, cuLaunchKernelEx, 11060, 2)                                                  \
     X(LaunchHostFunc, cuLaunchHostFunc, 10000, 2)                                                  \
     X(MemAddressReserve, cuMemAddressReserve, 10020, 1)                                            \

@@ -55,6 +55,116 @@ LAMPREY_API const char *lampreyGetLastError(void);
  * fields are written. Thread-safe. */
 LAMPREY_API ncclResult_t lampreyGetStats(ncclComm_t comm, struct lampreyStats *stats);
 
+/* ---- all-reduces with an epilogue ----
+ *
+ * The sum over ranks of rows (tokens) of hidden elements, and what a model does with each row next,
+ * in one kernel:
+ *     s = sum over ranks of in                  -> all_reduce_out
+ *     h = s + residual_in                       -> residual_out
+ *     n = RMSNorm(h) * (weight_bias + gamma)    -> norm_out
+ *     n (h without a norm), quantised           -> quant_out, scale_out
+ * Every output is optional, and every step whose input isn't given is left out. A row's bits depend
+ * on its inputs alone: not on the number of rows, the strategy or the launch. kernels/NUMERICS.md
+ * has every rounding.
+ *
+ * The communicator must be served (its log line says so); it is set up at its first call. Calls are
+ * ordered with NCCL's and captured like ncclAllReduce, but may not stand inside a group. On all
+ * ranks tokens, hidden, type, strategy, group where quantize is
+ * lampreyQuantizeFp8PerGroup, and the accumulation must be equal; pointers, their alignment and the
+ * choice of outputs may differ. */
+
+typedef enum {
+    lampreyQuantizeNone = 0,
+    lampreyQuantizeFp8 = 1,         /* e4m3: n / scale */
+    lampreyQuantizeFp8PerToken = 2, /* e4m3, an fp32 scale a row -> scale_out[tokens] */
+    lampreyQuantizeFp8PerGroup = 3, /* e4m3, a power of two a group of a row -> its exponents, four
+                                       a word, column by column of words */
+    lampreyQuantizeNvfp4 = 4,       /* e2m1, two a byte, an e4m3 scale per 16: n * scale / it */
+} lampreyQuantize_t;
+
+typedef enum {
+    lampreyScales128x4 = 0,
+    lampreyScales8x4 = 1,
+    lampreyScalesLinear = 2,
+} lampreyScaleLayout_t;
+
+typedef enum {
+    lampreyStrategyAuto = 0, /* by size and ranks */
+    lampreyStrategyOneShot = 1,
+    lampreyStrategyTwoShot = 2,
+} lampreyStrategy_t;
+
+#define LAMPREY_FUSED_RMS_NORM 1u /* normalise; implied by gamma or norm_out */
+#define LAMPREY_FUSED_GAMMA_CONSTANT                                                               \
+    2u /* nothing that may still run on the stream writes gamma: it is read early */
+#define LAMPREY_FUSED_ACCUMULATE_IN_TYPE 4u /* sums are rounded to type at each step */
+#define LAMPREY_FUSED_SIGNAL                                                                       \
+    8u /* let the stream's next kernel start early: it waits before it reads */
+
+/* Matrices lie row by row without gaps. An output of type may be in or residual_in itself; other
+ * memory overlaps nowhere. Memory at multiples of 16 and a hidden that is a multiple of 16 bytes of
+ * type are the fast case. */
+struct lampreyFusedArgs {
+    size_t size; /* sizeof(struct lampreyFusedArgs) */
+    uint64_t tokens;
+    uint64_t hidden;
+    ncclDataType_t type; /* ncclFloat16, ncclBfloat16, ncclFloat32 */
+    lampreyStrategy_t strategy;
+    uint32_t flags;            /* LAMPREY_FUSED_ */
+    const void *in;            /* tokens x hidden; unused with a MoE step */
+    void *all_reduce_out;      /* tokens x hidden */
+    const void *residual_in;   /* tokens x hidden */
+    void *residual_out;        /* tokens x hidden */
+    const void *gamma;         /* hidden; NULL: all weights are 1 */
+    ncclDataType_t gamma_type; /* type or ncclFloat32 */
+    float epsilon;             /* not negative */
+    float weight_bias;         /* 0, or 1 for Gemma's weights */
+    void *norm_out;            /* tokens x hidden */
+    lampreyQuantize_t quantize;
+    lampreyScaleLayout_t layout; /* of NVFP4's scales */
+    uint32_t group;              /* elements of a group; divides hidden */
+    float scale_value;           /* of FP8 and NVFP4 where scale is NULL */
+    const float *scale;          /* the same in device memory */
+    void *quant_out;
+    void *scale_out;
+};
+
+/* in[t] = sum over experts e of scales[e][t] * rows[e][t], and added[t] */
+struct lampreyMoeReduceArgs {
+    size_t size;
+    uint32_t experts;
+    const float *scales; /* experts x tokens */
+    const void *rows;    /* experts x tokens x hidden, of type */
+    const void *added;   /* tokens x hidden, or NULL */
+};
+
+/* in[t] = factor * sum over k of scales[t][k] * rows[indices[t][k]], and added[t] */
+struct lampreyMoeFinalizeArgs {
+    size_t size;
+    uint32_t top_k;
+    const int32_t *indices;     /* tokens x top_k; negative: none */
+    const void *scales;         /* tokens x top_k, or NULL: all are 1 */
+    ncclDataType_t scales_type; /* type or ncclFloat32 */
+    float factor;               /* 1: none */
+    const void *rows;           /* of hidden elements of type */
+    const void *added;          /* tokens x hidden (the shared expert's), or NULL */
+};
+
+/* ncclInvalidArgument: lampreyGetLastError names the argument, and nothing is launched or written.
+ * ncclInvalidUsage: the communicator isn't served, or a group is open. */
+LAMPREY_API ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm_t comm,
+                                               cudaStream_t stream);
+LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFusedArgs *args,
+                                                        const struct lampreyMoeReduceArgs *moe,
+                                                        ncclComm_t comm, cudaStream_t stream);
+LAMPREY_API ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *args,
+                                                          const struct lampreyMoeFinalizeArgs *moe,
+                                                          ncclComm_t comm, cudaStream_t stream);
+
+/* Bytes of NVFP4's scales in the layout 128x4; columns: hidden / 16. */
+LAMPREY_API ncclResult_t lampreyFp4SwizzledScaleSize(uint64_t tokens, uint64_t columns,
+                                                     uint64_t *bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -72,6 +72,8 @@ static void fill_record(struct setup *setup, struct lamprey_record *record)
     if (!reason[0] &&
         lamprey_device_load_kernels(comm->device, reason, sizeof reason) == LAMPREY_OK) {
         record->resident_ctas = comm->device->resident_ctas;
+        record->row_ctas = comm->device->row_ctas;
+        record->row_cluster = comm->device->row_cluster;
     }
     if (!reason[0] && lamprey_mailbox_open(&setup->mailbox, comm->nranks) != LAMPREY_OK) {
         snprintf(reason, sizeof reason, "no Unix socket can be opened");

@@ -64,8 +64,8 @@ size_t lamprey_host_kernel_param_size(const struct lamprey_host_kernel *kernel)
     return kernel->bytes;
 }
 
-void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel, unsigned grid,
-                             unsigned block, void *const *params)
+void lamprey_host_kernel_run(const struct lamprey_host_kernel *kernel,
+                             const struct lamprey_host_launch *launch, void *const *params)
 {
-    kernel->run(grid, block, params[0]);
+    kernel->run(launch->grid, launch->block, params[0]);
 }

@@ -142,8 +142,7 @@ struct emulator_work {
     union {
         struct {
             const struct lamprey_host_kernel *kernel;
-            unsigned grid;
-            unsigned block;
+            struct lamprey_host_launch launch;
             void *parameters;
             size_t parameter_bytes;
         } kernel;
@@ -322,6 +321,7 @@ struct emulator_function {
     struct emulator_library *library;
     struct emulator_context *context; /* NULL for a CUkernel */
     const struct lamprey_host_kernel *kernel;
+    size_t max_shared_bytes; /* dynamic */
     struct emulator_function *next;
 };
 

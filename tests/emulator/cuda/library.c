@@ -6,6 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define DEFAULT_SHARED_BYTES 49152
+#define OPTIN_SHARED_BYTES 232448
+#define PORTABLE_CLUSTER 8
+#define MULTIPROCESSORS_IN_CLUSTERS 128 /* of the 132; some groups of them hold no cluster more */
+
 static struct emulator_function *functions;
 
 static void release_function(struct emulator_object *object)
@@ -250,10 +255,16 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 CUresult cuFuncSetAttribute(CUfunction handle, CUfunction_attribute attribute, int value)
 {
     ENTER();
-    (void)value;
     LOCKED();
-    if (any_function(handle) == NULL) {
+    struct emulator_function *function = any_function(handle);
+    if (function == NULL) {
         return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {
+        if (value < 0 || value > OPTIN_SHARED_BYTES) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+        function->max_shared_bytes = (size_t)value;
     }
     return attribute < CU_FUNC_ATTRIBUTE_MAX ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -263,6 +274,27 @@ EMULATOR_EXPORT CUresult cuFuncLoad(CUfunction handle)
     ENTER();
     LOCKED();
     return any_function(handle) != NULL ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
+static int resident_blocks(int block_size, size_t shared_bytes)
+{
+    int by_threads = 2048 / block_size;
+    int by_shared = shared_bytes > 0 ? (int)(233472 / (shared_bytes + 1024)) : 32;
+    int most = by_threads < by_shared ? by_threads : by_shared;
+    return block_size > 1024 ? 0 : most < 32 ? most : 32;
+}
+
+/* CTAs of a cluster. */
+static size_t cluster_of(const CUlaunchConfig *config)
+{
+    for (unsigned i = 0; i < config->numAttrs; i++) {
+        const CUlaunchAttribute *attribute = &config->attrs[i];
+        if (attribute->id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) {
+            return (size_t)attribute->value.clusterDim.x * attribute->value.clusterDim.y *
+                   attribute->value.clusterDim.z;
+        }
+    }
+    return 1;
 }
 
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction handle, int block_size,
@@ -276,10 +308,23 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction han
     if (any_function(handle) == NULL) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    int by_threads = 2048 / block_size;
-    int by_shared = shared_bytes > 0 ? (int)(233472 / (shared_bytes + 1024)) : 32;
-    int most = by_threads < by_shared ? by_threads : by_shared;
-    *blocks = block_size > 1024 ? 0 : most < 32 ? most : 32;
+    *blocks = resident_blocks(block_size, shared_bytes);
+    return CUDA_SUCCESS;
+}
+
+EMULATOR_EXPORT CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction handle,
+                                                      const CUlaunchConfig *config)
+{
+    ENTER();
+    if (clusters == NULL || config == NULL || config->blockDimX == 0) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    LOCKED();
+    if (any_function(handle) == NULL) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    *clusters = resident_blocks((int)config->blockDimX, config->sharedMemBytes) *
+                MULTIPROCESSORS_IN_CLUSTERS / (int)cluster_of(config);
     return CUDA_SUCCESS;
 }
 
@@ -292,6 +337,10 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void 
     }
     size_t grid = (size_t)config->gridDimX * config->gridDimY * config->gridDimZ;
     size_t block = (size_t)config->blockDimX * config->blockDimY * config->blockDimZ;
+    const size_t cluster = cluster_of(config);
+    if (cluster == 0 || cluster > PORTABLE_CLUSTER || grid % cluster != 0) {
+        return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    }
     if (grid == 0 || grid > INT32_MAX || block == 0 || block > 1024) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -315,14 +364,20 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void 
         return CUDA_ERROR_INVALID_HANDLE;
     }
     size_t bytes = lamprey_host_kernel_param_size(function->kernel);
+    if (config->sharedMemBytes > function->max_shared_bytes &&
+        config->sharedMemBytes > DEFAULT_SHARED_BYTES) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     if (bytes > 0 && (parameters == NULL || parameters[0] == NULL)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct emulator_work work = {
         .kind = EMULATOR_WORK_KERNEL,
         .kernel = {.kernel = function->kernel,
-                   .grid = (unsigned)grid,
-                   .block = (unsigned)emulator_block_threads((unsigned)block),
+                   .launch = {.grid = (unsigned)grid,
+                              .block = (unsigned)emulator_block_threads((unsigned)block),
+                              .cluster = (unsigned)cluster,
+                              .shared_bytes = config->sharedMemBytes},
                    .parameter_bytes = bytes}};
     if (bytes > 0) {
         /* Alignment of malloc; parameters are copied now, as a launch or a capture does. */

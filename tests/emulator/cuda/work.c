@@ -79,8 +79,7 @@ void emulator_work_run(struct emulator_work *work)
     switch (work->kind) {
     case EMULATOR_WORK_KERNEL: {
         void *parameters[1] = {work->kernel.parameters};
-        lamprey_host_kernel_run(work->kernel.kernel, work->kernel.grid, work->kernel.block,
-                                parameters);
+        lamprey_host_kernel_run(work->kernel.kernel, &work->kernel.launch, parameters);
         break;
     }
     case EMULATOR_WORK_COPY:

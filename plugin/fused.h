@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* All-reduces with an epilogue: lamprey.h. */
+#ifndef LAMPREY_PLUGIN_FUSED_H
+#define LAMPREY_PLUGIN_FUSED_H
+
+#include "kernels/row_instances.h"
+#include "plugin/launch.h"
+#include "plugin/lamprey.h"
+
+/* A call: moe.source says what the rows are made of. */
+struct lamprey_fused {
+    const char *name; /* of the function that was called */
+    struct lampreyFusedArgs args;
+    struct lamprey_moe moe;
+    enum lamprey_element element;
+    uint32_t element_bytes;
+};
+
+/* Checks what one rank can, with nothing done: ncclInvalidArgument, and the text names the
+ * argument. Fills in what follows from args. */
+ncclResult_t lamprey_fused_check(struct lamprey_fused *call);
+
+/* Can the calls' vectors be moved whole on this rank? */
+bool lamprey_fused_is_wide(const struct lamprey_fused *call);
+
+#endif

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+// All-reduces with an epilogue through the plugin that ships: whole programs in the emulator.
+#include "kernels/fused_reference.h"
+#include "tests/serving_world.h"
+
+namespace {
+
+using namespace serving_test;
+
+constexpr size_t kTokens = 5;
+constexpr size_t kHidden = 768;
+
+template <class F> F symbol(const char *name)
+{
+    void *library = dlopen(getenv("LAMPREY_TEST_PLUGIN"), RTLD_NOW);
+    F function = library ? (F)dlsym(library, name) : nullptr;
+    REQUIRE(function != nullptr);
+    return function;
+}
+
+// A rank's arrays: the input in send, everything else in recv.
+struct Fused {
+    enum array { residual, gamma, sum_out, residual_out, norm_out, codes, scales, arrays };
+
+    Rank &self;
+    element_type type = LAMPREY_REFERENCE_BF16;
+    lampreyFusedArgs args = {};
+
+    explicit Fused(Rank &rank) : self(rank)
+    {
+        args.size = sizeof args;
+        args.tokens = kTokens;
+        args.hidden = kHidden;
+        args.type = Rank::nccl_type(type);
+        args.in = (const void *)self.send;
+        args.all_reduce_out = at(sum_out);
+        args.residual_in = at(residual);
+        args.residual_out = at(residual_out);
+        args.gamma = at(gamma);
+        args.gamma_type = args.type;
+        args.epsilon = 1e-6f;
+        args.norm_out = at(norm_out);
+        args.quantize = lampreyQuantizeNvfp4;
+        args.scale_value = 300;
+        args.quant_out = at(codes);
+        args.scale_out = at(scales);
+    }
+
+    void *at(int which) const
+    {
+        return (void *)(self.recv + (size_t)which * (64 << 10));
+    }
+
+    void fill(uint64_t seed)
+    {
+        self.fill(type, kTokens * kHidden, seed);
+        const std::vector<uint8_t> rows = self.input_of(100, type, kTokens * kHidden, seed);
+        REQUIRE(cuMemsetD8Async(self.recv, 0x5a, arrays * (64 << 10), self.stream) == CUDA_SUCCESS);
+        for (int which : {residual, gamma}) {
+            REQUIRE(cuMemcpyHtoDAsync((CUdeviceptr)at(which), rows.data(), rows.size(),
+                                      self.stream) == CUDA_SUCCESS);
+        }
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+    }
+
+    void expect(int which, const std::vector<uint8_t> &expected)
+    {
+        std::vector<uint8_t> got(expected.size() + 16);
+        REQUIRE(cuMemcpyDtoH(got.data(), (CUdeviceptr)at(which), got.size()) == CUDA_SUCCESS);
+        REQUIRE(memcmp(got.data(), expected.data(), expected.size()) == 0);
+        REQUIRE(got[expected.size()] == 0x5a && got.back() == 0x5a);
+    }
+
+    void check(uint64_t seed)
+    {
+        const size_t elements = kTokens * kHidden;
+        std::vector<std::vector<uint8_t>> inputs;
+        for (int other = 0; other < self.nranks; other++) {
+            inputs.push_back(self.input_of(other, type, elements, seed));
+        }
+        const std::vector<uint8_t> sum = lamprey_test::all_reduce_sum(type, inputs);
+        const std::vector<uint8_t> rows = self.input_of(100, type, elements, seed);
+        lamprey_reference_epilogue epilogue = {};
+        epilogue.type = epilogue.gamma_type = type;
+        epilogue.tokens = kTokens;
+        epilogue.hidden = kHidden;
+        epilogue.sum = sum.data();
+        epilogue.residual = epilogue.gamma = rows.data();
+        epilogue.norm = true;
+        epilogue.epsilon = args.epsilon;
+        epilogue.quantisation = {LAMPREY_REFERENCE_NVFP4, args.scale_value, 0,
+                                 LAMPREY_REFERENCE_128X4};
+        std::vector<uint8_t> residual_rows(sum.size());
+        std::vector<uint8_t> norm(sum.size());
+        std::vector<uint8_t> code_bytes(elements / 2);
+        std::vector<uint8_t> scale_bytes(
+            lamprey_reference_scale_bytes(&epilogue.quantisation, kTokens, kHidden), 0x5a);
+        epilogue.residual_out = residual_rows.data();
+        epilogue.norm_out = norm.data();
+        epilogue.codes = code_bytes.data();
+        epilogue.scales = scale_bytes.data();
+        lamprey_reference_finish_rows(&epilogue);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        expect(sum_out, sum);
+        expect(residual_out, residual_rows);
+        expect(norm_out, norm);
+        expect(codes, code_bytes);
+        expect(scales, scale_bytes);
+    }
+
+    ncclResult_t run() const
+    {
+        static const auto function =
+            symbol<decltype(&lampreyAllReduceFused)>("lampreyAllReduceFused");
+        return function(&args, self.comm, (cudaStream_t)self.stream);
+    }
+};
+
+class FusedCalls : public Serving {};
+
+void mix(int rank, int nranks)
+{
+    Rank self(rank, nranks);
+    self.init();
+    Fused fused(self);
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        fused.args.strategy = (lampreyStrategy_t)(seed % 3);
+        fused.fill(seed);
+        REQUIRE(fused.run() == ncclSuccess);
+        fused.check(seed);
+        self.round(LAMPREY_REFERENCE_F32, 1000 + seed, seed);
+    }
+    const lampreyStats stats = stats_of(self.comm);
+    REQUIRE(stats.served == 12);
+    REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+}
+
+TEST_F(FusedCalls, SetCommunicatorsUpAndMixWithPlainOnes)
+{
+    processes(2, [](int rank) { mix(rank, 2); });
+}
+
+TEST_F(FusedCalls, TakeAnyNumberOfRanks)
+{
+    processes(3, [](int rank) { mix(rank, 3); });
+}
+
+TEST_F(FusedCalls, TakeRanksThatAreThreads)
+{
+    threads(4, [](int rank) { mix(rank, 4); });
+}
+
+TEST_F(FusedCalls, ReplayInGraphs)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        Fused fused(self);
+        CUgraph graph = nullptr;
+        CUgraphExec executable = nullptr;
+        fused.fill(0);
+        REQUIRE(cuStreamBeginCapture(self.stream, CU_STREAM_CAPTURE_MODE_GLOBAL) == CUDA_SUCCESS);
+        REQUIRE(fused.run() == ncclSuccess);
+        REQUIRE(fused.run() == ncclSuccess);
+        REQUIRE(cuStreamEndCapture(self.stream, &graph) == CUDA_SUCCESS);
+        REQUIRE(cuGraphInstantiate(&executable, graph, 0) == CUDA_SUCCESS);
+        for (uint64_t seed = 1; seed < 6; seed++) {
+            fused.fill(seed);
+            REQUIRE(cuGraphLaunch(executable, self.stream) == CUDA_SUCCESS);
+            fused.check(seed);
+            REQUIRE(fused.run() == ncclSuccess);
+        }
+        REQUIRE(stats_of(self.comm).served_captured == 2);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        REQUIRE(cuGraphExecDestroy(executable) == CUDA_SUCCESS);
+        REQUIRE(cuGraphDestroy(graph) == CUDA_SUCCESS);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+// Nothing is launched, no peer is needed, and the text names the argument.
+TEST_F(FusedCalls, RefuseWhatMakesNoSense)
+{
+    processes(1, [](int) {
+        Rank self(0, 1);
+        const auto last_error = symbol<decltype(&lampreyGetLastError)>("lampreyGetLastError");
+        const struct {
+            const char *text;
+            void (*change)(Fused &);
+        } cases[] = {
+            {"args->size", [](Fused &f) { f.args.size--; }},
+            {"comm", [](Fused &f) { f.self.comm = nullptr; }},
+            {"type", [](Fused &f) { f.args.type = ncclInt32; }},
+            {"hidden", [](Fused &f) { f.args.hidden = 0; }},
+            {"tokens", [](Fused &f) { f.args.tokens = ~0ull; }},
+            {"strategy", [](Fused &f) { f.args.strategy = (lampreyStrategy_t)3; }},
+            {"flags", [](Fused &f) { f.args.flags = 64; }},
+            {": in ", [](Fused &f) { f.args.in = nullptr; }},
+            {": in ", [](Fused &f) { f.args.in = (const char *)f.args.in + 1; }},
+            {"gamma_type", [](Fused &f) { f.args.gamma_type = ncclFloat16; }},
+            {"epsilon", [](Fused &f) { f.args.epsilon = -1; }},
+            {"quantize", [](Fused &f) { f.args.quantize = (lampreyQuantize_t)9; }},
+            {"quant_out is NULL", [](Fused &f) { f.args.quant_out = nullptr; }},
+            {"scale_out is NULL", [](Fused &f) { f.args.scale_out = nullptr; }},
+            {"scale_value", [](Fused &f) { f.args.scale_value = 0; }},
+            {"layout", [](Fused &f) { f.args.layout = (lampreyScaleLayout_t)3; }},
+            {"multiple of 16", [](Fused &f) { f.args.hidden = 776; }},
+            {"group",
+             [](Fused &f) {
+                 f.args.quantize = lampreyQuantizeFp8PerGroup;
+                 f.args.group = 100;
+             }},
+            {"lampreyQuantizeNone", [](Fused &f) { f.args.quantize = lampreyQuantizeNone; }},
+            {"norm_out overlaps residual_in",
+             [](Fused &f) { f.args.norm_out = (char *)f.at(Fused::residual) + 16; }},
+            {"overlaps", [](Fused &f) { f.args.quant_out = f.args.norm_out; }},
+            {"no output",
+             [](Fused &f) {
+                 f.args.all_reduce_out = f.args.residual_out = f.args.norm_out = nullptr;
+                 f.args.quant_out = f.args.scale_out = nullptr;
+                 f.args.quantize = lampreyQuantizeNone;
+             }},
+        };
+        for (const auto &one : cases) {
+            self.comm = (ncclComm_t)&self; // looked at by nobody
+            Fused fused(self);
+            one.change(fused);
+            const ncclResult_t result = fused.run();
+            if (result != ncclInvalidArgument || !strstr(last_error(), one.text)) {
+                fprintf(stderr, "%s: %d, %s\n", one.text, result, last_error());
+                _exit(3);
+            }
+        }
+    });
+}
+
+} // namespace
