@@ -6,17 +6,18 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/reference_bits.h"
+
 _Static_assert(FLT_EVAL_METHOD == 0, "every operation must round to its own type");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "elements are read as on the GPU");
 
-#define F32_NAN 0x7fffffffu
 #define F32_INFINITY 0x7f800000u
 #define F32_FRACTION_BITS 23
 #define F32_BIAS 127
 #define F64_NAN 0x7fffffffffffffffull
 
-/* A float of 16 or 8 bits: sign, exponent, fraction. The magnitude is the pattern without the sign.
- */
+/* A float of 16 bits or less: sign, exponent, fraction. The magnitude is the pattern without the
+ * sign. */
 struct format {
     unsigned bits;
     unsigned fraction_bits;
@@ -32,6 +33,7 @@ static const struct format formats[] = {
     [LAMPREY_REFERENCE_BF16] = {16, 7, 127, 0x7f7f, 0x7f80, 0x7f80, 0x7fff},
     [LAMPREY_REFERENCE_E4M3] = {8, 3, 7, 0x7e, 0, 0x7e, 0x7f},
     [LAMPREY_REFERENCE_E5M2] = {8, 2, 15, 0x7b, 0x7c, 0x7b, 0x7f},
+    [LAMPREY_REFERENCE_E2M1] = {4, 1, 1, 0x7, 0, 0x7, 0x7},
 };
 
 static const size_t sizes[] = {
@@ -44,20 +46,6 @@ static const size_t sizes[] = {
 size_t lamprey_reference_size(enum lamprey_reference_type type)
 {
     return sizes[type];
-}
-
-static float f32_of(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-static uint32_t f32_bits(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return isnan(value) ? F32_NAN : bits;
 }
 
 static double f64_of(uint64_t bits)
@@ -156,6 +144,31 @@ static void store(size_t size, void *output, size_t index, uint64_t bits)
     memcpy((char *)output + index * size, &bits, size);
 }
 
+float lamprey_reference_load(enum lamprey_reference_type type, const void *input, size_t index)
+{
+    const uint64_t bits = load(sizes[type], input, index);
+    return type == LAMPREY_REFERENCE_F32 ? f32_of((uint32_t)bits)
+                                         : lamprey_reference_widen(type, (uint16_t)bits);
+}
+
+static uint32_t pattern(enum lamprey_reference_type type, float value)
+{
+    return type == LAMPREY_REFERENCE_F32 ? f32_bits(value) : lamprey_reference_narrow(type, value);
+}
+
+void lamprey_reference_store(enum lamprey_reference_type type, void *output, size_t index,
+                             float value)
+{
+    store(sizes[type], output, index, pattern(type, value));
+}
+
+float lamprey_reference_round(enum lamprey_reference_type type, float value)
+{
+    return type == LAMPREY_REFERENCE_F32
+               ? f32_of(f32_bits(value))
+               : lamprey_reference_widen(type, lamprey_reference_narrow(type, value));
+}
+
 /* The smaller (or larger) number: a NaN yields to a number, and -0.0 lies below +0.0. */
 static double extreme(enum lamprey_reference_op op, double a, double b)
 {
@@ -197,19 +210,16 @@ static double combine_f64(enum lamprey_reference_op op, double a, double b)
 static uint64_t reduce_f32(enum lamprey_reference_type type, enum lamprey_reference_op op,
                            int nranks, const void *const *inputs, size_t index)
 {
-    const bool narrow = type != LAMPREY_REFERENCE_F32;
     const float share = 1.0f / (float)nranks;
     float result = 0;
     for (int rank = 0; rank < nranks; rank++) {
-        const uint64_t bits = load(sizes[type], inputs[rank], index);
-        float value =
-            narrow ? lamprey_reference_widen(type, (uint16_t)bits) : f32_of((uint32_t)bits);
+        float value = lamprey_reference_load(type, inputs[rank], index);
         if (op == LAMPREY_REFERENCE_AVG) {
             value *= share;
         }
         result = rank == 0 ? value : combine_f32(op, result, value);
     }
-    return narrow ? lamprey_reference_narrow(type, result) : f32_bits(result);
+    return pattern(type, result);
 }
 
 static uint64_t reduce_f64(enum lamprey_reference_op op, int nranks, const void *const *inputs,

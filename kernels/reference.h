@@ -25,6 +25,7 @@ enum lamprey_reference_type {
     LAMPREY_REFERENCE_U32,
     LAMPREY_REFERENCE_I64,
     LAMPREY_REFERENCE_U64,
+    LAMPREY_REFERENCE_E2M1, /* half a byte: for the conversions of numbers alone */
 };
 
 enum lamprey_reference_op {
@@ -44,10 +45,18 @@ void lamprey_reference_all_reduce(enum lamprey_reference_type type, enum lamprey
                                   int nranks, const void *const *inputs, void *output,
                                   size_t count);
 
-/* The conversions of the types of 16 and 8 bits (F16, BF16, E4M3, E5M2; no others). widen is exact;
- * narrow rounds to nearest even, and fp8 saturates. A NaN gives the canonical NaN. */
+/* The conversions of the types of 16 bits and less (F16, BF16, E4M3, E5M2, E2M1; no others). widen
+ * is exact; narrow rounds to nearest even, and fp8 and fp4 saturate. A NaN gives the canonical NaN,
+ * in fp4, which has none, the largest number. */
 float lamprey_reference_widen(enum lamprey_reference_type type, uint16_t bits);
 uint16_t lamprey_reference_narrow(enum lamprey_reference_type type, float value);
+
+/* The same for fp32 too, in memory (no pointer need be aligned; not E2M1); round is there and back.
+ */
+float lamprey_reference_load(enum lamprey_reference_type type, const void *input, size_t index);
+void lamprey_reference_store(enum lamprey_reference_type type, void *output, size_t index,
+                             float value);
+float lamprey_reference_round(enum lamprey_reference_type type, float value);
 
 #ifdef __cplusplus
 }

@@ -9,7 +9,7 @@
 
 _Static_assert(sizeof(struct lamprey_record) == LAMPREY_RECORD_BYTES, "travels as it is");
 _Static_assert(offsetof(struct lamprey_record, domain) == 216, "travels as it is");
-_Static_assert(sizeof(struct lamprey_vote) == 128, "travels as it is");
+_Static_assert(sizeof(struct lamprey_vote) == 192, "travels as it is");
 
 /* Newer than the oldest NCCL whose header this builds with. */
 #define NCCL_FLOAT8_E4M3 10
@@ -91,11 +91,7 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
         lanes = resident < lanes ? resident : lanes;
     }
     enum lamprey_domain kind = lamprey_domain_decide(domain, (size_t)nranks, reason, reason_size);
-    if (kind == LAMPREY_DOMAIN_FABRIC) {
-        snprintf(reason, reason_size,
-                 "the ranks span nodes of an NVLink domain, which isn't served yet");
-    }
-    if (kind != LAMPREY_DOMAIN_HOST) {
+    if (kind == LAMPREY_DOMAIN_NONE) {
         return agreed;
     }
     const struct lamprey_limits limits =
@@ -124,6 +120,7 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     for (int rank = 0; rank < nranks; rank++) {
         agreed.has_fp8 = agreed.has_fp8 && records[rank].has_fp8;
     }
+    agreed.across_hosts = kind == LAMPREY_DOMAIN_FABRIC;
     agreed.served = true;
     return agreed;
 }

@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 #define LAMPREY_RECORD_MAGIC 0x4c414d5052455931ull
-#define LAMPREY_RECORD_VERSION 2
+#define LAMPREY_RECORD_VERSION 3
 
 #define LAMPREY_RECORD_BYTES 1024
 
@@ -51,6 +51,7 @@ struct lamprey_vote {
     uint32_t refuses;
     uint32_t reserved;
     char reason[112];
+    uint8_t fabric[64]; /* names this rank's staging memory on other hosts; else zero */
 };
 
 /* What the ranks have agreed on. */
@@ -64,6 +65,7 @@ struct lamprey_agreed {
     uint32_t lanes;
     uint32_t slot_cells;
     bool has_fp8;
+    bool across_hosts; /* staging memory travels as fabric handles; else as descriptors */
 };
 
 /* Over the records of all ranks, in rank order. reason: empty when served, else one line. */

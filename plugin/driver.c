@@ -89,5 +89,12 @@ enum lamprey_status lamprey_driver_check(CUresult result, const char *call)
         name = "unknown error";
     }
     lamprey_warn("%s failed: %s", call, name);
-    return result == CUDA_ERROR_OUT_OF_MEMORY ? LAMPREY_ERROR_MEMORY : LAMPREY_ERROR_DRIVER;
+    switch (result) {
+    case CUDA_ERROR_OUT_OF_MEMORY:
+        return LAMPREY_ERROR_MEMORY;
+    case CUDA_ERROR_NOT_PERMITTED:
+        return LAMPREY_ERROR_PERMISSION;
+    default:
+        return LAMPREY_ERROR_DRIVER;
+    }
 }

@@ -50,7 +50,7 @@ static enum lamprey_status make_buffer(const struct lamprey_device *device,
     }
     buffer->device = device;
     enum lamprey_status status =
-        lamprey_memory_create(device, BUFFER_BYTES, false, &buffer->memory);
+        lamprey_memory_create(device, BUFFER_BYTES, LAMPREY_PRIVATE, &buffer->memory);
     buffer->address = buffer->memory.address;
     if (status) { /* a full GPU must still be able to say no: NCCL takes pinned host memory too */
         void *host = NULL;

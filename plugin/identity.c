@@ -43,7 +43,8 @@ static uint64_t hash(uint64_t seed, const void *data, size_t bytes)
 }
 
 /* One boot of one kernel, with the same shared memory and the same abstract socket names: only then
- * can descriptors be passed. A hostname says neither. */
+ * can descriptors be passed. A hostname says neither. And one host to the user, who may cut it up
+ * for NCCL. */
 static bool host_id(uint8_t id[16])
 {
     char boot[64] = "";
@@ -58,15 +59,49 @@ static bool host_id(uint8_t id[16])
         return false;
     }
     stat("/dev/shm", &shm); /* absent counts as one more kind of equal */
+    /* Ranks that share a GPU use this name to get past NCCL, which refuses them on one host. */
+    const char *name = lamprey_config_get()->share_gpu ? NULL : getenv("NCCL_HOSTID");
     uint64_t halves[2];
     for (int i = 0; i < 2; i++) {
         uint64_t seed = 0xcbf29ce484222325ull + (uint64_t)i;
         seed = hash(seed, boot, length);
         seed = hash(seed, &shm.st_dev, sizeof shm.st_dev);
-        halves[i] = hash(seed, &network.st_ino, sizeof network.st_ino);
+        seed = hash(seed, &network.st_ino, sizeof network.st_ino);
+        halves[i] = hash(seed, name, name ? strlen(name) : 0);
     }
     memcpy(id, halves, sizeof halves);
     return true;
+}
+
+/* A number of NCCL's, in any base that C writes; what can't be one leaves NCCL's default. */
+static int64_t nccl_number(const char *name, int64_t otherwise)
+{
+    const char *text = getenv(name);
+    errno = 0;
+    const int64_t number = text && *text ? strtoll(text, NULL, 0) : otherwise;
+    return errno ? otherwise : number;
+}
+
+/* What the user tells NCCL of the fabric holds here too, or our domains would differ from NCCL's.
+ */
+static void believe_user(struct lamprey_domain_record *record)
+{
+    struct lamprey_gpu_links *links = &record->links;
+    const int64_t cluster = nccl_number("NCCL_MNNVL_UUID", -1);
+    const int64_t clique = nccl_number("NCCL_MNNVL_CLIQUE_ID", -1);
+    record->fabric_off = nccl_number("NCCL_MNNVL_ENABLE", 2) == 0;
+    if (links->fabric_state == 0) { /* no fabric at all */
+        return;
+    }
+    if (cluster != -1) {
+        memcpy(links->fabric_uuid, &cluster, sizeof cluster);
+        memcpy(links->fabric_uuid + sizeof cluster, &cluster, sizeof cluster);
+    }
+    if (clique == -2) { /* a clique is a chassis */
+        links->fabric_clique = links->chassis;
+    } else if (clique != -1) {
+        links->fabric_clique = (uint32_t)clique;
+    }
 }
 
 static lamprey_topology_describe describe;
@@ -117,7 +152,9 @@ void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_do
                          &record->links, sizeof record->links, text, sizeof text);
     if (error) {
         snprintf(reason, reason_size, "topology: %s", text[0] ? text : strerror(error));
+        return;
     }
+    believe_user(record);
 }
 
 /* A variable of NCCL's that is set to something else than 0. */

@@ -10,8 +10,9 @@
 /* Random, the same for all communicators of this process. */
 void lamprey_identity_process(uint8_t process[16]);
 
-/* The GPU's place: host id, PCI id, UUID and NVLink as liblamprey-topology.so sees it. reason is
- * left alone unless something is missing. */
+/* The GPU's place: host id, PCI id, UUID and NVLink as liblamprey-topology.so sees it, and as the
+ * user has told NCCL of it (NCCL_HOSTID, NCCL_MNNVL_...). reason is left alone unless something is
+ * missing. */
 void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_domain_record *record,
                           char *reason, size_t reason_size);
 

@@ -85,16 +85,15 @@ static enum lamprey_status send_message(int socket, uint32_t rank, int descripto
         char space[CMSG_SPACE(sizeof(int))];
     } control;
     memset(&control, 0, sizeof control);
-    struct msghdr header = {.msg_iov = &data, .msg_iovlen = 1};
-    if (descriptor >= 0) {
-        header.msg_control = control.space;
-        header.msg_controllen = sizeof control.space;
-        struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
-        rights->cmsg_level = SOL_SOCKET;
-        rights->cmsg_type = SCM_RIGHTS;
-        rights->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
-    }
+    struct msghdr header = {.msg_iov = &data,
+                            .msg_iovlen = 1,
+                            .msg_control = control.space,
+                            .msg_controllen = sizeof control.space};
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(rights), &descriptor, sizeof descriptor);
     if (sendmsg(socket, &header, MSG_NOSIGNAL) != (ssize_t)sizeof message) {
         lamprey_warn("a descriptor can't be sent: %s", strerror(errno));
         return LAMPREY_ERROR_SYSTEM;
@@ -178,7 +177,7 @@ static enum lamprey_status receive_message(int channel, uint32_t *rank, int *des
             memcpy(&received, CMSG_DATA(part), sizeof received);
         }
     }
-    if (length != (ssize_t)sizeof message || message.magic != MAGIC) {
+    if (length != (ssize_t)sizeof message || message.magic != MAGIC || received < 0) {
         if (received >= 0) {
             close(received);
         }

@@ -30,11 +30,11 @@ enum lamprey_status lamprey_mailbox_open(struct lamprey_mailbox *mailbox, int ba
 /* Closes; fine on a closed one. */
 void lamprey_mailbox_close(struct lamprey_mailbox *mailbox);
 
-/* Puts descriptor and the sender's rank into the mailbox that token names; -1 says that there won't
- * be one. Doesn't wait for the receiver. */
+/* Puts descriptor and the sender's rank into the mailbox that token names. Doesn't wait for the
+ * receiver. */
 enum lamprey_status lamprey_mailbox_send(const uint8_t token[16], uint32_t rank, int descriptor);
 
-/* Takes one message: rank and descriptor (the caller closes it; -1: the sender has none).
+/* Takes one message: rank and descriptor (the caller closes it).
  * Connections of other users and malformed messages are dropped. LAMPREY_ERROR_TIMEOUT after
  * timeout_ms, LAMPREY_ERROR_ABORTED soon after *aborted is set. */
 enum lamprey_status lamprey_mailbox_receive(const struct lamprey_mailbox *mailbox, int timeout_ms,

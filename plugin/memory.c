@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plugin/memory.h"
 
+#include <fcntl.h>
 #include <string.h>
 
 static enum lamprey_status map(const struct lamprey_device *device, struct lamprey_memory *memory)
@@ -48,14 +49,27 @@ static enum lamprey_status map_or_release(const struct lamprey_device *device,
     return status;
 }
 
+static CUmemAllocationHandleType handle_type(enum lamprey_sharing sharing)
+{
+    switch (sharing) {
+    case LAMPREY_BY_DESCRIPTOR:
+        return CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+    case LAMPREY_BY_FABRIC:
+        return CU_MEM_HANDLE_TYPE_FABRIC;
+    case LAMPREY_PRIVATE:
+        break;
+    }
+    return CU_MEM_HANDLE_TYPE_NONE;
+}
+
 enum lamprey_status lamprey_memory_create(const struct lamprey_device *device, size_t bytes,
-                                          bool shareable, struct lamprey_memory *memory)
+                                          enum lamprey_sharing sharing,
+                                          struct lamprey_memory *memory)
 {
     const struct lamprey_driver *driver = device->driver;
     const CUmemAllocationProp properties = {
         .type = CU_MEM_ALLOCATION_TYPE_PINNED,
-        .requestedHandleTypes =
-            shareable ? CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR : CU_MEM_HANDLE_TYPE_NONE,
+        .requestedHandleTypes = handle_type(sharing),
         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device->device},
     };
     size_t granularity = 0;
@@ -68,34 +82,46 @@ enum lamprey_status lamprey_memory_create(const struct lamprey_device *device, s
         return status;
     }
     memory->bytes = (bytes + granularity - 1) / granularity * granularity;
+    memory->sharing = sharing;
     status = lamprey_driver_check(driver->MemCreate(&memory->handle, memory->bytes, &properties, 0),
                                   "cuMemCreate");
     return status ? status : map_or_release(device, memory);
 }
 
 enum lamprey_status lamprey_memory_export(const struct lamprey_device *device,
-                                          const struct lamprey_memory *memory, int *descriptor)
+                                          const struct lamprey_memory *memory,
+                                          union lamprey_memory_name *name)
 {
-    int exported = -1;
-    enum lamprey_status status = lamprey_driver_check(
-        device->driver->MemExportToShareableHandle(&exported, memory->handle,
-                                                   CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
-        "cuMemExportToShareableHandle");
-    if (!status) {
-        *descriptor = exported;
+    union lamprey_memory_name exported;
+    enum lamprey_status status =
+        lamprey_driver_check(device->driver->MemExportToShareableHandle(
+                                 &exported, memory->handle, handle_type(memory->sharing), 0),
+                             "cuMemExportToShareableHandle");
+    if (status) {
+        return status;
     }
-    return status;
+    if (memory->sharing == LAMPREY_BY_DESCRIPTOR) { /* not for programs that are started */
+        fcntl(exported.descriptor, F_SETFD, FD_CLOEXEC);
+    }
+    *name = exported;
+    return LAMPREY_OK;
 }
 
-enum lamprey_status lamprey_memory_import(const struct lamprey_device *device, int descriptor,
-                                          size_t bytes, struct lamprey_memory *memory)
+enum lamprey_status lamprey_memory_import(const struct lamprey_device *device,
+                                          enum lamprey_sharing sharing,
+                                          const union lamprey_memory_name *name, size_t bytes,
+                                          struct lamprey_memory *memory)
 {
+    union lamprey_memory_name imported = *name;
+    /* The driver takes a descriptor by value, and a fabric handle by address. */
+    void *shareable = sharing == LAMPREY_BY_DESCRIPTOR ? (void *)(intptr_t)imported.descriptor
+                                                       : (void *)&imported.fabric;
     memset(memory, 0, sizeof *memory);
     memory->bytes = bytes;
-    enum lamprey_status status = lamprey_driver_check(
-        device->driver->MemImportFromShareableHandle(&memory->handle, (void *)(intptr_t)descriptor,
-                                                     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
-        "cuMemImportFromShareableHandle");
+    enum lamprey_status status =
+        lamprey_driver_check(device->driver->MemImportFromShareableHandle(
+                                 &memory->handle, shareable, handle_type(sharing)),
+                             "cuMemImportFromShareableHandle");
     return status ? status : map_or_release(device, memory);
 }
 

@@ -7,18 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <unistd.h>
 
 #include "plugin/config.h"
 #include "plugin/exchange.h"
 #include "plugin/identity.h"
 #include "plugin/log.h"
 #include "plugin/mailbox.h"
-#include "plugin/published.h"
+#include "plugin/peers.h"
 #include "plugin/selftest.h"
-
-#define MAILBOX_TIMEOUT_MS                                                                         \
-    10000 /* every rank is past the vote that comes before, so nobody is late by much */
 
 /* Where NCCL itself refuses fp8, so do we. */
 #define FIRST_NCCL_WITH_FP8 22400
@@ -28,8 +24,10 @@ struct setup {
     struct lamprey_comm *comm;
     struct lamprey_exchange exchange;
     struct lamprey_mailbox mailbox;
-    struct lamprey_record *records;
+    struct lamprey_record *records; /* of all ranks, as are the votes */
+    struct lamprey_vote *votes;     /* the latest */
     struct lamprey_workspace *workspace;
+    struct lamprey_peers peers;
     char reason[256];
 };
 
@@ -91,103 +89,31 @@ static void make_workspace(struct setup *setup, const struct lamprey_agreed *agr
     struct lamprey_comm *comm = setup->comm;
     enum lamprey_status status = lamprey_workspace_create(
         comm->device, (uint32_t)comm->rank, (uint32_t)comm->nranks, agreed->lanes,
-        agreed->slot_cells, setup->exchange.stream, &setup->workspace);
+        agreed->slot_cells, agreed->across_hosts ? LAMPREY_BY_FABRIC : LAMPREY_BY_DESCRIPTOR,
+        setup->exchange.stream, &setup->workspace);
     if (!status) {
         status = lamprey_exchange_wait(&setup->exchange);
     }
     if (!status) {
-        status = lamprey_published_add(setup->records[comm->rank].id, &setup->workspace->own);
+        setup->peers.workspace = setup->workspace;
+        status = lamprey_peers_offer(&setup->peers, vote);
     }
-    if (status) {
+    if (status && agreed->across_hosts) {
+        refuse(vote, "no staging memory for other hosts to map (%s%s)", lamprey_status_name(status),
+               status == LAMPREY_ERROR_PERMISSION ? "; is there an IMEX channel?" : "");
+    } else if (status) {
         refuse(vote, "no staging memory (%s)", lamprey_status_name(status));
     }
 }
 
-static bool same_process(const struct setup *setup, int rank)
-{
-    const struct lamprey_record *own = &setup->records[setup->comm->rank];
-    return memcmp(setup->records[rank].process, own->process, sizeof own->process) == 0;
-}
-
-/* Every peer gets a message, if only that there is no descriptor, so that none waits in vain. */
-static enum lamprey_status send_descriptors(struct setup *setup)
-{
-    const struct lamprey_comm *comm = setup->comm;
-    int descriptor = -1;
-    bool exported = false;
-    enum lamprey_status status = LAMPREY_OK;
-    for (int rank = 0; rank < comm->nranks; rank++) {
-        if (same_process(setup, rank)) {
-            continue;
-        }
-        if (!exported) {
-            exported = true;
-            status = lamprey_memory_export(comm->device, &setup->workspace->own, &descriptor);
-        }
-        enum lamprey_status sent =
-            lamprey_mailbox_send(setup->records[rank].mailbox, (uint32_t)comm->rank, descriptor);
-        status = status ? status : sent;
-    }
-    if (descriptor >= 0) {
-        close(descriptor);
-    }
-    return status;
-}
-
-static enum lamprey_status map_local_peers(struct setup *setup)
-{
-    const struct lamprey_comm *comm = setup->comm;
-    enum lamprey_status status = LAMPREY_OK;
-    for (int rank = 0; rank < comm->nranks && !status; rank++) {
-        if (rank != comm->rank && same_process(setup, rank)) {
-            status = lamprey_published_map(setup->records[rank].id, comm->device,
-                                           &setup->workspace->peers[rank]);
-        }
-    }
-    return status;
-}
-
-static enum lamprey_status map_remote_peers(struct setup *setup)
-{
-    const struct lamprey_comm *comm = setup->comm;
-    int expected = 0;
-    for (int rank = 0; rank < comm->nranks; rank++) {
-        expected += !same_process(setup, rank);
-    }
-    enum lamprey_status status = LAMPREY_OK;
-    for (int i = 0; i < expected && !status; i++) {
-        uint32_t rank = 0;
-        int descriptor = -1;
-        status = lamprey_mailbox_receive(&setup->mailbox, MAILBOX_TIMEOUT_MS, &comm->aborted, &rank,
-                                         &descriptor);
-        if (status) {
-            return status;
-        }
-        if (descriptor < 0 || rank >= (uint32_t)comm->nranks || same_process(setup, (int)rank) ||
-            setup->workspace->peers[rank].address) {
-            status = LAMPREY_ERROR_INVALID;
-        } else {
-            status = lamprey_memory_import(comm->device, descriptor, setup->workspace->own.bytes,
-                                           &setup->workspace->peers[rank]);
-        }
-        if (descriptor >= 0) {
-            close(descriptor);
-        }
-    }
-    return status;
-}
-
 static void map_peers(struct setup *setup, struct lamprey_vote *vote)
 {
-    enum lamprey_status status = send_descriptors(setup);
+    enum lamprey_status status = lamprey_peers_send(&setup->peers);
     if (status) {
         refuse(vote, "its staging memory can't be passed on (%s)", lamprey_status_name(status));
     }
     /* Also after a failure: peers that could send must not be left with a full mailbox. */
-    status = map_local_peers(setup);
-    if (!status) {
-        status = map_remote_peers(setup);
-    }
+    status = lamprey_peers_map(&setup->peers, setup->votes);
     if (status && !vote->refuses) {
         refuse(vote, "a peer's staging memory can't be mapped (%s)", lamprey_status_name(status));
     }
@@ -205,17 +131,16 @@ static void try_stores(struct setup *setup, const struct lamprey_agreed *agreed,
 /* False with setup->reason: some rank refuses. */
 static enum lamprey_status take_vote(struct setup *setup, struct lamprey_vote *vote, bool *passed)
 {
-    struct lamprey_vote votes[LAMPREY_MAX_RANKS];
     *passed = false;
     vote->magic = LAMPREY_RECORD_MAGIC;
     if (setup->exchange.nonblocking && !vote->refuses) {
         refuse(vote, "the communicator is non-blocking");
     }
     enum lamprey_status status =
-        lamprey_exchange_gather(&setup->exchange, vote, sizeof *vote, votes);
+        lamprey_exchange_gather(&setup->exchange, vote, sizeof *vote, setup->votes);
     if (!status) {
-        *passed =
-            lamprey_votes_pass(votes, setup->comm->nranks, setup->reason, sizeof setup->reason);
+        *passed = lamprey_votes_pass(setup->votes, setup->comm->nranks, setup->reason,
+                                     sizeof setup->reason);
     }
     return status;
 }
@@ -262,9 +187,10 @@ static void report(const struct lamprey_comm *comm, enum lamprey_status status, 
     static const char *const pdl_names[] = {"off", "wait", "signal"};
     if (atomic_load(&comm->state) == LAMPREY_COMM_SERVED) {
         lamprey_info("communicator %p, rank %d of %d: all-reduces up to %llu bytes are served "
-                     "(one-shot up to %llu, %u lanes, %llu KiB staging memory, PDL %s)",
+                     "(%s, one-shot up to %llu, %u lanes, %llu KiB staging memory, PDL %s)",
                      (void *)comm->handle, comm->rank, comm->nranks,
                      (unsigned long long)comm->agreed.max_bytes,
+                     comm->agreed.across_hosts ? "across hosts" : "one host",
                      (unsigned long long)(comm->agreed.one_shot_bytes < comm->agreed.max_bytes
                                               ? comm->agreed.one_shot_bytes
                                               : comm->agreed.max_bytes),
@@ -292,17 +218,26 @@ static enum lamprey_status run(struct setup *setup)
     struct lamprey_agreed agreed = {0};
     setup->mailbox.listener = -1;
     setup->records = calloc((size_t)comm->nranks, sizeof *setup->records);
-    enum lamprey_status status =
-        setup->records ? lamprey_exchange_open(comm, &setup->exchange) : LAMPREY_ERROR_MEMORY;
+    setup->votes = calloc((size_t)comm->nranks, sizeof *setup->votes);
+    enum lamprey_status status = setup->records && setup->votes
+                                     ? lamprey_exchange_open(comm, &setup->exchange)
+                                     : LAMPREY_ERROR_MEMORY;
     if (!status) {
+        setup->peers = (struct lamprey_peers){
+            .comm = comm,
+            .records = setup->records,
+            .mailbox = &setup->mailbox,
+            .descriptor = -1,
+        };
         status = negotiate(setup, &agreed);
-        lamprey_published_remove(setup->records[comm->rank].id);
+        lamprey_peers_withdraw(&setup->peers);
     }
     lamprey_mailbox_close(&setup->mailbox);
     if (setup->exchange.comm) {
         lamprey_exchange_close(&setup->exchange);
     }
     free(setup->records);
+    free(setup->votes);
     if (agreed.served) {
         comm->agreed = agreed;
         atomic_store(&comm->workspace, setup->workspace);

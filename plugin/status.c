@@ -16,6 +16,8 @@ const char *lamprey_status_name(enum lamprey_status status)
         return "system call failed";
     case LAMPREY_ERROR_DRIVER:
         return "CUDA driver call failed";
+    case LAMPREY_ERROR_PERMISSION:
+        return "not permitted";
     case LAMPREY_ERROR_NCCL:
         return "NCCL call failed";
     case LAMPREY_ERROR_TIMEOUT:

@@ -14,6 +14,7 @@ enum lamprey_status {
     LAMPREY_ERROR_MEMORY,      /* out of host or device memory, descriptors or address space */
     LAMPREY_ERROR_SYSTEM,      /* a system call failed */
     LAMPREY_ERROR_DRIVER,      /* a CUDA driver call failed */
+    LAMPREY_ERROR_PERMISSION,  /* the CUDA driver doesn't permit it to this user */
     LAMPREY_ERROR_NCCL,        /* a call into NCCL failed */
     LAMPREY_ERROR_TIMEOUT,     /* a peer did not show up */
     LAMPREY_ERROR_ABORTED,     /* the communicator was aborted meanwhile */

@@ -108,7 +108,8 @@ size_t lamprey_workspace_bytes(uint32_t lanes, uint32_t slot_cells)
            LAMPREY_SCRATCH_BYTES;
 }
 
-static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream stream)
+static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lamprey_sharing sharing,
+                                CUstream stream)
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
@@ -128,7 +129,7 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
             driver->EventCreate(&workspace->join, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
     }
     if (!status) {
-        status = lamprey_memory_create(workspace->device, bytes, true, &workspace->own);
+        status = lamprey_memory_create(workspace->device, bytes, sharing, &workspace->own);
     }
     if (!status) {
         workspace->lane_states = workspace->own.address + staging;
@@ -148,7 +149,8 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, CUstream st
 
 enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
                                              uint32_t nranks, uint32_t lanes, uint32_t slot_cells,
-                                             CUstream stream, struct lamprey_workspace **workspace)
+                                             enum lamprey_sharing sharing, CUstream stream,
+                                             struct lamprey_workspace **workspace)
 {
     struct lamprey_workspace *made = calloc(1, sizeof *made);
     if (!made) {
@@ -160,7 +162,7 @@ enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device
     made->nranks = nranks;
     made->lanes = lanes;
     made->slot_cells = slot_cells;
-    enum lamprey_status status = fill(made, stream);
+    enum lamprey_status status = fill(made, sharing, stream);
     if (status) {
         destroy(made);
         return status;

@@ -29,11 +29,12 @@ struct lamprey_workspace {
     CUevent join;             /* joins the streams of a group; group.c */
 };
 
-/* Memory for this rank, its slots cleared by work on stream, which must be complete before any peer
- * pushes. */
+/* Memory for this rank, that the peers can map in the given way, its slots cleared by work on
+ * stream, which must be complete before any peer pushes. */
 enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
                                              uint32_t nranks, uint32_t lanes, uint32_t slot_cells,
-                                             CUstream stream, struct lamprey_workspace **workspace);
+                                             enum lamprey_sharing sharing, CUstream stream,
+                                             struct lamprey_workspace **workspace);
 
 /* Bytes that a rank's shared allocation has for these numbers; the same on all ranks up to
  * granularity. */

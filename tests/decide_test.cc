@@ -63,6 +63,26 @@ TEST(Decide, ServesTwoToSeventyTwoRanksOfOneSwitch)
     }
 }
 
+TEST(Decide, SharesMemoryAcrossHostsOnlyWhereRanksAreOnSeveral)
+{
+    for (int n : {2, 8, LAMPREY_MAX_RANKS}) {
+        auto all = records(n);
+        char reason[256];
+        for (lamprey_record &record : all) {
+            record.domain.links.fabric_state = 3;
+            record.domain.links.fabric_uuid[0] = 1;
+        }
+        EXPECT_FALSE(lamprey_agree(all.data(), n, reason, sizeof reason).across_hosts);
+        all[n - 1].domain.host_id[0] = 2;
+        const lamprey_agreed agreed = lamprey_agree(all.data(), n, reason, sizeof reason);
+        EXPECT_TRUE(agreed.served) << reason;
+        EXPECT_TRUE(agreed.across_hosts);
+        EXPECT_EQ(agreed.lanes, 128u);
+        all[n - 1].domain.links.fabric_clique = 2;
+        EXPECT_NE(refusal(all).find("in different cliques (0, 2)"), std::string::npos);
+    }
+}
+
 TEST(Decide, RefusesOneRankAndTooMany)
 {
     EXPECT_NE(refusal(records(1)).find("1 ranks"), std::string::npos);

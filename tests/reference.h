@@ -145,17 +145,25 @@ inline bytes make_data(element_type type, uint64_t count, data_kind kind, uint64
     return data;
 }
 
-// Of types of at most 32 bits.
-inline float load_element(element_type type, const uint8_t *data, uint64_t index)
+// Of float types of at most 32 bits.
+using numbers = std::vector<float>;
+
+inline numbers load_numbers(element_type type, const bytes &data)
 {
-    if (type == LAMPREY_REFERENCE_F32) {
-        float value;
-        memcpy(&value, data + index * sizeof value, sizeof value);
-        return value;
+    numbers values(data.size() / bytes_of(type));
+    for (size_t i = 0; i < values.size(); i++) {
+        values[i] = lamprey_reference_load(type, data.data(), i);
     }
-    uint16_t bits = 0;
-    memcpy(&bits, data + index * bytes_of(type), bytes_of(type));
-    return lamprey_reference_widen(type, bits);
+    return values;
+}
+
+inline bytes store_numbers(element_type type, const numbers &values)
+{
+    bytes data(values.size() * bytes_of(type));
+    for (size_t i = 0; i < values.size(); i++) {
+        lamprey_reference_store(type, data.data(), i, values[i]);
+    }
+    return data;
 }
 
 inline uint64_t first_difference(const uint8_t *a, const uint8_t *b, uint64_t bytes)

@@ -20,6 +20,7 @@ constexpr lamprey_reference_type F16 = LAMPREY_REFERENCE_F16;
 constexpr lamprey_reference_type BF16 = LAMPREY_REFERENCE_BF16;
 constexpr lamprey_reference_type E4M3 = LAMPREY_REFERENCE_E4M3;
 constexpr lamprey_reference_type E5M2 = LAMPREY_REFERENCE_E5M2;
+constexpr lamprey_reference_type E2M1 = LAMPREY_REFERENCE_E2M1;
 
 float f32(uint32_t bits)
 {
@@ -35,7 +36,7 @@ uint32_t bits_of(float value)
     return bits;
 }
 
-// The types of 16 and 8 bits, by their definitions.
+// The types of 16 bits and less, by their definitions.
 struct narrow_format {
     const char *name;
     lamprey_reference_type id;
@@ -69,6 +70,7 @@ const narrow_format formats[] = {
     {"BF16", BF16, 16, 8, 7, 0x7f7f, true, false, 0x7fff},
     {"E4M3", E4M3, 8, 4, 3, 0x7e, false, true, 0x7f},
     {"E5M2", E5M2, 8, 5, 2, 0x7b, true, true, 0x7f},
+    {"E2M1", E2M1, 4, 2, 1, 0x7, false, true, 0x7}, // no NaN
 };
 
 class NarrowFloats : public testing::TestWithParam<narrow_format> {
@@ -210,6 +212,35 @@ TEST_P(NarrowFloats, AreTheNearestOfRandomPatterns)
     }
 }
 
+TEST(NarrowFloat, PassesThroughMemory)
+{
+    const struct {
+        lamprey_reference_type type;
+        std::vector<uint8_t> bytes; // of 1.0, of what 1 + 2^-20 becomes, of -2.0, of a NaN
+        float second;
+    } cases[] = {
+        {E4M3, {0x38, 0x38, 0xc0, 0x7f}, 1},
+        {BF16, {0x80, 0x3f, 0x80, 0x3f, 0, 0xc0, 0xff, 0x7f}, 1},
+        {LAMPREY_REFERENCE_F32,
+         {0, 0, 0x80, 0x3f, 8, 0, 0x80, 0x3f, 0, 0, 0, 0xc0, 0xff, 0xff, 0xff, 0x7f},
+         1 + 0x1p-20f},
+    };
+    for (const auto &c : cases) {
+        const float values[] = {1, 1 + 0x1p-20f, -2, f32(0xffc12345)};
+        std::vector<uint8_t> bytes(c.bytes.size() + 1); // at an odd address
+        for (size_t i = 0; i < 4; i++) {
+            lamprey_reference_store(c.type, bytes.data() + 1, i, values[i]);
+        }
+        EXPECT_EQ(std::vector<uint8_t>(bytes.begin() + 1, bytes.end()), c.bytes);
+        const float loaded[] = {1, c.second, -2, f32(0x7fffffff)};
+        for (size_t i = 0; i < 4; i++) {
+            EXPECT_EQ(bits_of(lamprey_reference_load(c.type, bytes.data() + 1, i)),
+                      bits_of(loaded[i]));
+            EXPECT_EQ(bits_of(lamprey_reference_round(c.type, values[i])), bits_of(loaded[i]));
+        }
+    }
+}
+
 // So that no mistake in a formula can be on both sides.
 TEST(NarrowFloat, HasPublishedNumbers)
 {
@@ -224,6 +255,9 @@ TEST(NarrowFloat, HasPublishedNumbers)
         {E4M3, 0x38, 1.0f},        {E4M3, 0x7e, 448.0f},        {E4M3, 0xfe, -448.0f},
         {E4M3, 0x01, 0x1p-9f},     {E4M3, 0x08, 0x1p-6f},       {E5M2, 0x3c, 1.0f},
         {E5M2, 0x7b, 57344.0f},    {E5M2, 0x01, 0x1p-16f},      {E5M2, 0x04, 0x1p-14f},
+        {E2M1, 0x1, 0.5f},         {E2M1, 0x2, 1.0f},           {E2M1, 0x3, 1.5f},
+        {E2M1, 0x4, 2.0f},         {E2M1, 0x5, 3.0f},           {E2M1, 0x6, 4.0f},
+        {E2M1, 0xf, -6.0f},        {E2M1, 0x8, -0.0f},
     };
     for (const auto &c : cases) {
         EXPECT_EQ(lamprey_reference_widen(c.type, c.bits), c.value) << c.value;

@@ -18,7 +18,9 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <fstream>
 #include <functional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -93,10 +95,29 @@ inline lampreyStats stats_of(ncclComm_t comm)
 
 inline size_t streams()
 {
-    size_t counts[5];
-    lampreyEmulatorCounts(&counts[0], &counts[1], &counts[2], &counts[3], &counts[4]);
-    return counts[3];
+    size_t count = 0;
+    lampreyEmulatorCounts(nullptr, nullptr, nullptr, &count, nullptr);
+    return count;
 }
+
+// What this process holds now.
+struct Counts {
+    size_t driver[5] = {};
+    int descriptors = 0;
+
+    Counts()
+    {
+        lampreyEmulatorCounts(&driver[0], &driver[1], &driver[2], &driver[3], &driver[4]);
+        for (int fd = 0; fd < 1024; fd++) {
+            descriptors += fcntl(fd, F_GETFD) >= 0;
+        }
+    }
+
+    bool operator==(const Counts &other) const
+    {
+        return memcmp(driver, other.driver, sizeof driver) == 0 && descriptors == other.descriptors;
+    }
+};
 
 // One rank's buffers on one GPU.
 struct Rank {
@@ -159,8 +180,8 @@ struct Rank {
             return;
         }
         for (size_t i = 0; i < count; i++) {
-            const float a = lamprey_test::load_element(type, got.data(), i);
-            const float b = lamprey_test::load_element(type, expected.data(), i);
+            const float a = lamprey_reference_load(type, got.data(), i);
+            const float b = lamprey_reference_load(type, expected.data(), i);
             REQUIRE(fabsf(a - b) <= 0.05f * nranks);
         }
     }
@@ -336,9 +357,33 @@ class Serving : public ::testing::Test {
         });
     }
 
-    void expect_refused(int nranks, const std::function<void(int)> &prepare)
+    // Processes in whose logs every rank says that.
+    void expect_told(int nranks, const std::string &what, const std::function<void(int)> &body)
     {
+        auto log_of = [&](int rank) {
+            return directory_ + "/rank-" + std::to_string(rank) + ".log";
+        };
+        memset(shared, 0, sizeof *shared);
         processes(nranks, [&](int rank) {
+            setenv("NCCL_DEBUG", "INFO", 1);
+            setenv("NCCL_DEBUG_FILE", log_of(rank).c_str(), 1);
+            body(rank);
+        });
+        for (int rank = 0; rank < nranks; rank++) {
+            std::stringstream log;
+            log << std::ifstream(log_of(rank)).rdbuf();
+            EXPECT_NE(log.str().find(what), std::string::npos)
+                << "rank " << rank << " doesn't say \"" << what << "\":\n"
+                << log.str();
+            unlink(log_of(rank).c_str());
+        }
+    }
+
+    // All ranks leave their communicator to NCCL, for the same reason.
+    void expect_refused(int nranks, const std::string &reason,
+                        const std::function<void(int)> &prepare)
+    {
+        expect_told(nranks, "is left to NCCL: " + reason, [&](int rank) {
             prepare(rank);
             Rank self(rank, nranks);
             self.init();
@@ -350,6 +395,30 @@ class Serving : public ::testing::Test {
             REQUIRE(stats.fallback_communicator == 3);
             REQUIRE(stats.communicators_refused == 1);
             REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+        });
+    }
+
+    // Every set-up gets as far as it can, and gives all of it back.
+    void expect_refused_without_leaks(int nranks, const std::function<void(int)> &prepare)
+    {
+        processes(nranks, [&](int rank) {
+            prepare(rank);
+            Rank self(rank, nranks);
+            Counts first = {};
+            for (uint64_t i = 0; i < 8; i++) {
+                if (rank == 0) {
+                    shared->id_ready = 0;
+                }
+                meet(nranks);
+                self.init();
+                self.round(LAMPREY_REFERENCE_F32, 100, i, false);
+                REQUIRE(stats_of(self.comm).communicators_refused == 1);
+                REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+                meet(nranks);
+                const Counts now;
+                first = i == 2 ? now : first; // what is kept for the next set-up is there by then
+                REQUIRE(i <= 2 || first == now);
+            }
         });
     }
 

@@ -372,8 +372,8 @@ class Rank {
                              const std::vector<uint8_t> &expected)
     {
         for (size_t i = 0; i < op.count; i++) {
-            const float a = lamprey_test::load_element(op.type, got.data(), i);
-            const float b = lamprey_test::load_element(op.type, expected.data(), i);
+            const float a = lamprey_reference_load(op.type, got.data(), i);
+            const float b = lamprey_reference_load(op.type, expected.data(), i);
             if (a != b && !(a != a && b != b)) {
                 return false;
             }

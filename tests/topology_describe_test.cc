@@ -141,7 +141,9 @@ TEST_F(DescribeTest, RefusesOtherVersionsAndSizes) {
     for (uint32_t version : {0u, LAMPREY_TOPOLOGY_VERSION + 1u}) {
         EXPECT_EQ(EINVAL, describe_(version, kEmulator, emulated(0), &links, sizeof(links), reason,
                                     sizeof(reason)));
-        EXPECT_EQ("asked for version " + std::to_string(version) + ", this library has 1", reason);
+        EXPECT_EQ("asked for version " + std::to_string(version) + ", this library has " +
+                      std::to_string(LAMPREY_TOPOLOGY_VERSION),
+                  reason);
     }
     for (size_t size : {sizeof(links) - 1, sizeof(links) + 1, size_t{0}}) {
         EXPECT_EQ(EINVAL, describe_(LAMPREY_TOPOLOGY_VERSION, kEmulator, emulated(0), &links, size,

@@ -292,7 +292,10 @@ TEST(DomainTest, AcceptsOneCliqueOverHosts)
 
 TEST(DomainTest, PrefersTheHost)
 {
-    expect_domain(LAMPREY_DOMAIN_HOST, {clustered(0, 1), clustered(1, 1)});
+    Records records = {clustered(0, 1), clustered(1, 1)};
+    expect_domain(LAMPREY_DOMAIN_HOST, records);
+    records[1].fabric_off = 1;
+    expect_domain(LAMPREY_DOMAIN_HOST, records);
 }
 
 TEST(DomainTest, AFabricJoinsOneHostWhoseLinksAreUnknown)
@@ -320,6 +323,9 @@ TEST(DomainTest, RefusesFabricsThatDiffer)
     records = two_trays();
     records[2].links.fabric_status = 999;
     expect_refused(records, hosts + "the fabric refused rank 2's GPU (status 999)");
+    records = two_trays();
+    records[3].fabric_off = 1;
+    expect_refused(records, hosts + "rank 3 keeps to its host (NCCL_MNNVL_ENABLE=0)");
 }
 
 TEST(DomainTest, RefusesPartitionsOfOneHost)

@@ -4,11 +4,9 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
-#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -64,7 +62,6 @@ TEST_P(MachineTest, ReadsAsItsRow) {
         expect_cell(want.fabric, std::to_string(gpu.links.fabric_state), what);
         expect_cell(want.peers, std::to_string(gpu.links.peer_count), what);
         expect_cell(want.sm, gpu.sm[0] != '\0' ? gpu.sm : "?", what);
-        EXPECT_EQ(0u, gpu.links.reserved) << i;
         EXPECT_EQ(&gpu, lamprey_machine_find(machine.get(), gpu.pci_id)) << i;
     }
     const char *const pairs[] = {"unknown", "self", "direct", "switch", "none"};
@@ -245,43 +242,6 @@ TEST(ReadTest, FindsGpusWhateverTheirFunction) {
     EXPECT_EQ(nullptr, lamprey_machine_find(&machine, lamprey_pci_id(0, 0x11, 0, 0)));
     EXPECT_EQ(nullptr, lamprey_machine_find(&machine, lamprey_pci_id(1, 0x10, 0, 4)));
 }
-
-class DecisionTest : public testing::TestWithParam<lamprey::Decision> {};
-
-/* In the order of the line, and with the first rank last: the same domain. */
-TEST_P(DecisionTest, Decides) {
-    std::map<std::string, Machine> machines;
-    std::vector<lamprey_domain_record> records;
-    uint16_t host = 1;
-    for (const std::string &word : GetParam().hosts) {
-        for (const lamprey::Seat &seat : lamprey::seats_of(word, &host)) {
-            auto at = machines.find(seat.machine);
-            if (at == machines.end()) {
-                at = machines.emplace(seat.machine, load_fixture(seat.machine)).first;
-            }
-            ASSERT_NE(nullptr, at->second);
-            ASSERT_LT(seat.gpu, at->second->ngpus);
-            records.push_back(record_of(*at->second, seat.gpu, seat.host));
-        }
-    }
-    ASSERT_FALSE(records.empty());
-    char reason[320] = "x";
-    EXPECT_EQ(GetParam().domain, lamprey_domain_name(lamprey_domain_decide(
-                                     records.data(), records.size(), reason, sizeof(reason))))
-        << reason;
-    EXPECT_NE(std::string::npos, std::string(reason).find(GetParam().reason)) << reason;
-    EXPECT_EQ(GetParam().domain == "none", reason[0] != '\0') << reason;
-    EXPECT_EQ(GetParam().domain == "none", !GetParam().reason.empty());
-    std::rotate(records.begin(), records.begin() + 1, records.end());
-    EXPECT_EQ(GetParam().domain, lamprey_domain_name(lamprey_domain_decide(
-                                     records.data(), records.size(), nullptr, 0)));
-}
-
-INSTANTIATE_TEST_SUITE_P(Fixtures, DecisionTest, testing::ValuesIn(lamprey::decisions()),
-                         [](const testing::TestParamInfo<lamprey::Decision> &info) {
-                             return std::to_string(info.index) + "_" +
-                                    test_name(info.param.hosts.empty() ? "" : info.param.hosts[0]);
-                         });
 
 struct Malformed {
     const char *name;

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <regex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -278,39 +279,42 @@ TEST(TopoTest, CheckersOfThisTestRefuse)
     }
 }
 
+/* How often each part is in the picture of a fixture. */
+void expect_drawn(const std::string &name,
+                  const std::vector<std::pair<size_t, const char *>> &parts)
+{
+    const std::string picture = picture_of("tests/fixtures/" + name + ".xml");
+    EXPECT_TRUE(is_xml(picture)) << picture;
+    for (const auto &part : parts) {
+        EXPECT_EQ(part.first, count(picture, part.second)) << name << ": " << part.second;
+    }
+}
+
 TEST(TopoTest, DrawsSwitches)
 {
-    std::string picture = picture_of("tests/fixtures/hgx-h100-8.xml");
-    EXPECT_TRUE(is_xml(picture)) << picture;
-    EXPECT_EQ(8u, count(picture, ">GPU "));
-    EXPECT_EQ(1u, count(picture, ">NVSwitch<"));
-    EXPECT_EQ(8u, count(picture, "<line "));
-    EXPECT_EQ(8u, count(picture, ">478.1 GB/s<"));
-    EXPECT_EQ(8u, count(picture, ">18 x 26.6 GB/s<"));
-    EXPECT_EQ(1u, count(picture, ">served by Lamprey<"));
-    EXPECT_EQ(1u, count(picture_of("tests/fixtures/gb200-tray-a.xml"),
-                        ">fabric: c56b1f5e.. clique 4026, health 0xaa<"));
+    expect_drawn("hgx-h100-8", {{8, ">GPU "},
+                                {1, ">NVSwitch<"},
+                                {8, "<line "},
+                                {8, ">478.1 GB/s<"},
+                                {8, ">18 x 26.6 GB/s<"},
+                                {1, ">served by Lamprey<"}});
+    expect_drawn("gb200-tray-a", {{1, ">fabric: c56b1f5e.. clique 4026, health 0xaa<"}});
 }
 
 TEST(TopoTest, DrawsDirectLinks)
 {
-    std::string picture = picture_of("tests/fixtures/v100-cube-mesh-8.xml");
-    EXPECT_TRUE(is_xml(picture)) << picture;
-    EXPECT_EQ(0u, count(picture, "NVSwitch"));
-    EXPECT_EQ(16u, count(picture, "<line "));
-    EXPECT_EQ(8u, count(picture, ">25.0 GB/s<"));
-    EXPECT_EQ(8u, count(picture, ">50.0 GB/s<"));
-    EXPECT_EQ(1u, count(picture, ">8 GPUs, NVLink domain: none<"));
-    EXPECT_EQ(1u, count(picture_of("tests/fixtures/h100-nvl-bridge-4.xml"),
-                        ">left to NCCL: no NVLink between "));
+    expect_drawn("v100-cube-mesh-8", {{0, "NVSwitch"},
+                                      {16, "<line "},
+                                      {8, ">25.0 GB/s<"},
+                                      {8, ">50.0 GB/s<"},
+                                      {1, ">8 GPUs, NVLink domain: none<"}});
+    expect_drawn("h100-nvl-bridge-4", {{1, ">left to NCCL: no NVLink between "}});
 }
 
 TEST(TopoTest, DrawsMachinesWithoutLinks)
 {
     for (const char *name : {"l40s-8", "not-annotated-8", "one-gpu", "no-gpu"}) {
-        std::string picture = picture_of(std::string("tests/fixtures/") + name + ".xml");
-        EXPECT_TRUE(is_xml(picture)) << picture;
-        EXPECT_EQ(0u, count(picture, "<line ")) << name;
+        expect_drawn(name, {{0, "<line "}});
     }
 }
 
@@ -371,6 +375,7 @@ TEST(TopoTest, ExplainsTheDecisionForMachines)
     expect_line(run, "2     gb200-tray-b             0008:01:00.0   10.0  18 x 53125, switch   "
                      "c56b1f5e.. clique 4026, health 0xaa");
     expect_line(run, "3 ranks: NVLink domain: fabric");
+    expect_line(run, "Served: yes, messages up to N KiB, where all hosts have one IMEX channel");
     run = explain("machine @gb200-tray-a.xml times=18\n");
     expect_line(run, "71    gb200-tray-a#18          0019:01:00.0   10.0  18 x 53125, switch   "
                      "c56b1f5e.. clique 4026, health 0xaa");
@@ -405,6 +410,11 @@ TEST(TopoTest, ExplainsTheDecisionForRecords)
         "rank pci=8:1:0.0 state=3 cluster=c56b1f5e7d0a4c3e9b2f60718293a4b5 clique=7 host=a\n"
         "rank pci=8:1:0.0 state=3 cluster=c56b1f5e7d0a4c3e9b2f60718293a4b5 clique=8 host=b\n");
     EXPECT_NE(std::string::npos, run.output.find("in different cliques (7, 8)")) << run.output;
+    run = explain("machine @gb200-tray-a.xml\nrank pci=8:1:0.0 host=b kind=switch sm=10.0 state=3 "
+                  "cluster=c56b1f5e7d0a4c3e9b2f60718293a4b5 clique=4026 off=1\n");
+    EXPECT_NE(std::string::npos,
+              run.output.find("; rank 4 keeps to its host (NCCL_MNNVL_ENABLE=0)"))
+        << run.output;
     run = explain(one, "--json");
     EXPECT_TRUE(is_json(run.output)) << run.output;
     EXPECT_NE(std::string::npos, run.output.find("\"reason\": \"1 ranks; 2 to ")) << run.output;

@@ -179,6 +179,9 @@ static int write_fabric(const struct subject *subject) {
         failed |= add(object, LAMPREY_ATTRIBUTE_FABRIC_HEALTH, "0x%" PRIx64,
                       (uint64_t)gpu->fabric_health);
     }
+    if (gpu->chassis != LAMPREY_PROBE_UNKNOWN) {
+        failed |= add(object, LAMPREY_ATTRIBUTE_CHASSIS, "0x%" PRIx64, (uint64_t)gpu->chassis);
+    }
     return failed;
 }
 

@@ -30,6 +30,7 @@
 #define LAMPREY_ATTRIBUTE_FABRIC_UUID "GPUFabricClusterUUID" /* 32 hexadecimal digits */
 #define LAMPREY_ATTRIBUTE_FABRIC_CLIQUE "GPUFabricCliqueID"
 #define LAMPREY_ATTRIBUTE_FABRIC_HEALTH "GPUFabricHealthMask" /* hexadecimal, with 0x */
+#define LAMPREY_ATTRIBUTE_CHASSIS "GPUChassis"                /* a number made of its serial */
 
 /* Distances (FROM_USER, MEANS_BANDWIDTH) over all GPUs where there are two or more: MB/s in one
  * direction over direct links and across switches; 0: no way, or peer access ruled out. Symmetric,

@@ -8,7 +8,7 @@
 #include "topology/reason.h"
 
 _Static_assert(sizeof(struct lamprey_gpu_links) == 200, "travels between ranks");
-_Static_assert(sizeof(struct lamprey_domain_record) == 248, "travels between ranks");
+_Static_assert(sizeof(struct lamprey_domain_record) == 256, "travels between ranks");
 _Static_assert(offsetof(struct lamprey_gpu_links, peers) == 56, "no padding");
 _Static_assert(offsetof(struct lamprey_domain_record, pid) == 240, "no padding");
 
@@ -212,6 +212,9 @@ static bool share_fabric(const struct lamprey_domain_record *records, size_t n,
         if (health_is_bad(links->fabric_health)) {
             return refuse(reason, "the fabric reports rank %zu's GPU unhealthy (mask 0x%x)", rank,
                           links->fabric_health);
+        }
+        if (records[rank].fabric_off != 0) {
+            return refuse(reason, "rank %zu keeps to its host (NCCL_MNNVL_ENABLE=0)", rank);
         }
     }
     return true;

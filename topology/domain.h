@@ -29,6 +29,8 @@ struct lamprey_domain_record {
     uint8_t gpu_uuid[16]; /* CUDA's UUID of the GPU; all zero: unknown, then pci_id must do */
     uint32_t pid;         /* for the reason's text only */
     uint32_t share_gpu;   /* 1: this rank accepts another rank on its GPU (tests) */
+    uint32_t fabric_off;  /* 1: this rank's user wants no memory across hosts */
+    uint32_t reserved;
 };
 
 /* Decides over the records of all n ranks, in rank order. The same records give the same answer
@@ -38,7 +40,8 @@ struct lamprey_domain_record {
  *   partition, or each in the other's list of peers. A GPU on switches whose fabric is known not to
  *   be up or not to be healthy joins nobody.
  * FABRIC: equal cluster UUIDs, not zero, and equal cliques; registration complete and successful,
- * no part of the health mask bad. Looked at only where HOST is refused. NONE: everything else.
+ * no part of the health mask bad, nobody's user against it. Looked at only where HOST is refused:
+ * ranks of one host have no use for it. NONE: everything else.
  * Always so with MIG, with a record that makes no sense, and with one GPU used twice unless all
  * records accept it; ranks that do share a GPU count as joined. One rank alone is HOST.
  *

@@ -10,6 +10,8 @@ _Static_assert(sizeof(struct lamprey_nvml_field) == 40, "NVML's ABI");
 _Static_assert(sizeof(struct lamprey_nvml_fabric_v1) == 28, "NVML's ABI");
 _Static_assert(sizeof(struct lamprey_nvml_fabric) == (LAMPREY_NVML_FABRIC_VERSION_3 & 0xffffff),
                "NVML's ABI");
+_Static_assert(sizeof(struct lamprey_nvml_platform) == (LAMPREY_NVML_PLATFORM_VERSION_2 & 0xffffff),
+               "NVML's ABI");
 _Static_assert(offsetof(struct lamprey_nvml_fabric, summary) ==
                    (LAMPREY_NVML_FABRIC_VERSION_2 & 0xffffff),
                "NVML's ABI");

@@ -105,6 +105,19 @@ struct lamprey_nvml_fabric {
 #define LAMPREY_NVML_FABRIC_VERSION_2 0x02000024u
 #define LAMPREY_NVML_FABRIC_VERSION_3 0x03000028u
 
+struct lamprey_nvml_platform {
+    unsigned version;
+    unsigned char ib_guid[16];
+    unsigned char chassis_serial[16];
+    unsigned char slot;
+    unsigned char tray;
+    unsigned char host;
+    unsigned char peer_type;
+    unsigned char module;
+};
+
+#define LAMPREY_NVML_PLATFORM_VERSION_2 0x0200002cu
+
 typedef void *lamprey_nvml_device;
 
 /* X(member, symbol, required, parameters); every one returns an NVML code. The plain names of some
@@ -139,7 +152,9 @@ typedef void *lamprey_nvml_device;
     X(fabric_info, nvmlDeviceGetGpuFabricInfoV, 0,                                                 \
       (lamprey_nvml_device device, struct lamprey_nvml_fabric * fabric))                           \
     X(fabric_info_v1, nvmlDeviceGetGpuFabricInfo, 0,                                               \
-      (lamprey_nvml_device device, struct lamprey_nvml_fabric_v1 * fabric))
+      (lamprey_nvml_device device, struct lamprey_nvml_fabric_v1 * fabric))                        \
+    X(platform_info, nvmlDeviceGetPlatformInfo, 0,                                                 \
+      (lamprey_nvml_device device, struct lamprey_nvml_platform * platform))
 
 struct lamprey_nvml {
 #define LAMPREY_NVML_MEMBER(member, symbol, required, parameters) int(*member) parameters;

@@ -199,6 +199,23 @@ static void probe_fabric(const struct lamprey_nvml *nvml, lamprey_nvml_device de
     }
 }
 
+/* The serial number itself is nobody's business: 32 bits of it (FNV-1a) tell chassis apart. */
+static void probe_chassis(const struct lamprey_nvml *nvml, lamprey_nvml_device device,
+                          struct lamprey_probe_gpu *gpu) {
+    static const unsigned char none[16];
+    struct lamprey_nvml_platform platform = {.version = LAMPREY_NVML_PLATFORM_VERSION_2};
+    if (nvml->platform_info == NULL ||
+        nvml->platform_info(device, &platform) != LAMPREY_NVML_SUCCESS ||
+        memcmp(platform.chassis_serial, none, sizeof(none)) == 0) {
+        return;
+    }
+    uint32_t hash = 0x811c9dc5u;
+    for (size_t i = 0; i < sizeof(platform.chassis_serial); i++) {
+        hash = (hash ^ platform.chassis_serial[i]) * 0x01000193u;
+    }
+    gpu->chassis = hash != 0 ? hash : 1;
+}
+
 static bool probe_gpu(const struct lamprey_nvml *nvml, lamprey_nvml_device device,
                       struct lamprey_probe_gpu *gpu) {
     struct lamprey_nvml_pci pci = {.domain = LAMPREY_NVML_PCI_HIDDEN};
@@ -218,6 +235,7 @@ static bool probe_gpu(const struct lamprey_nvml *nvml, lamprey_nvml_device devic
         .fabric_status = LAMPREY_PROBE_UNKNOWN,
         .fabric_clique = LAMPREY_PROBE_UNKNOWN,
         .fabric_health = LAMPREY_PROBE_UNKNOWN,
+        .chassis = LAMPREY_PROBE_UNKNOWN,
     };
     /* The text also has the function, which is not 0 for the virtual functions of a vGPU. */
     uint64_t full = 0;
@@ -251,6 +269,7 @@ static bool probe_gpu(const struct lamprey_nvml *nvml, lamprey_nvml_device devic
     }
     probe_links(nvml, device, gpu);
     probe_fabric(nvml, device, gpu);
+    probe_chassis(nvml, device, gpu);
     return true;
 }
 

@@ -41,6 +41,7 @@ struct lamprey_probe_gpu {
     int64_t fabric_clique;
     int64_t fabric_health; /* stays unknown with drivers that don't report it */
     uint8_t fabric_uuid[16];
+    int64_t chassis; /* another number for every chassis, never 0 */
 };
 
 struct lamprey_probe {

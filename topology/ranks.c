@@ -262,6 +262,7 @@ static bool take_word(struct lamprey_rank *rank, const char *word, bool *has_pci
         {"clique", &links->fabric_clique},
         {"health", &links->fabric_health},
         {"share", &rank->record.share_gpu},
+        {"off", &rank->record.fabric_off},
     };
     const char *value = NULL;
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {

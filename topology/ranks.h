@@ -7,7 +7,9 @@
  *     the given indices, in that order. times: on as many hosts as that.
  *   rank pci=0000:18:00.0 [host=NAME] [kind=switch] [links=18] [mbps=26562] [peers=PCI,PCI]
  *        [sm=9.0] [mig=1] [state=3] [status=0] [cluster=HEX32] [clique=7] [health=0xaa] [share=1]
- *     one rank. kind: unknown, none, direct or switch; the others as NVML gives them.
+ *        [off=1]
+ *     one rank. kind: unknown, none, direct or switch; share: its GPU, with other ranks; off: it
+ *     keeps to its host, as with NCCL_MNNVL_ENABLE=0; the others as NVML gives them.
  *
  * # begins a comment. Ranks whose host has one name are on one host; without names machines are
  * hosts of their own, and rank lines are all on one. */

@@ -130,6 +130,7 @@ static int read_gpu(const struct reader *reader, size_t gpu) {
         {LAMPREY_ATTRIBUTE_FABRIC_STATUS, &links->fabric_status},
         {LAMPREY_ATTRIBUTE_FABRIC_CLIQUE, &links->fabric_clique},
         {LAMPREY_ATTRIBUTE_FABRIC_HEALTH, &links->fabric_health},
+        {LAMPREY_ATTRIBUTE_CHASSIS, &links->chassis},
     };
 
     out->pci_id = reader->gpus[gpu].pci_id;

@@ -77,8 +77,9 @@ static void put_links(FILE *out, const struct lamprey_gpu_links *links)
     for (size_t i = 0; i < sizeof(links->fabric_uuid); i++) {
         fprintf(out, "%02x", links->fabric_uuid[i]);
     }
-    fprintf(out, "\", \"clique\": %u, \"health\": %u}, \"mig\": %s", links->fabric_clique,
-            links->fabric_health, links->mig != 0 ? "true" : "false");
+    fprintf(out, "\", \"clique\": %u, \"health\": %u, \"chassis\": %u}, \"mig\": %s",
+            links->fabric_clique, links->fabric_health, links->chassis,
+            links->mig != 0 ? "true" : "false");
 }
 
 static void put_verdict(FILE *out, const struct lamprey_verdict *verdict)

@@ -100,7 +100,9 @@ static void show_verdict(FILE *out, const struct lamprey_verdict *verdict)
     fprintf(out, "NVLink domain: %s%s%s\n", lamprey_domain_name(verdict->domain),
             verdict->domain_reason[0] != '\0' ? ": " : "", verdict->domain_reason);
     if (verdict->served) {
-        fprintf(out, "Served: yes, messages up to %" PRIu64 " KiB\n", verdict->max_bytes >> 10);
+        fprintf(out, "Served: yes, messages up to %" PRIu64 " KiB%s\n", verdict->max_bytes >> 10,
+                verdict->domain == LAMPREY_DOMAIN_FABRIC ? ", where all hosts have one IMEX channel"
+                                                         : "");
     } else if (strcmp(verdict->reason, verdict->domain_reason) == 0) {
         fprintf(out, "Served: no\n");
     } else {

@@ -29,6 +29,7 @@ static const char usage[] =
     "                   rank pci=0000:18:00.0 [host=NAME] [kind=unknown|none|direct|switch]\n"
     "                        [links=18] [mbps=26562] [peers=PCI,PCI] [sm=9.0] [mig=1] [state=3]\n"
     "                        [status=0] [cluster=HEX32] [clique=7] [health=0xaa] [share=1]\n"
+    "                        [off=1]\n"
     "Prints text unless it is told to write a file. Exit status: 0 done, 1 failed, 2 bad usage.\n";
 
 struct arguments {

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define LAMPREY_TOPOLOGY_VERSION 1
+#define LAMPREY_TOPOLOGY_VERSION 2
 #define LAMPREY_TOPOLOGY_MAX_PEERS 18
 
 enum lamprey_nvlink_kind {
@@ -33,7 +33,7 @@ struct lamprey_gpu_links {
     uint32_t fabric_health; /* NVML's mask, see domain.c; 0xaa and 0x1aa are healthy */
     uint8_t fabric_uuid[16];
     uint32_t peer_count;
-    uint32_t reserved;
+    uint32_t chassis; /* differs between chassis; 0: unknown */
     uint64_t peers[LAMPREY_TOPOLOGY_MAX_PEERS]; /* PCI ids of directly linked GPUs, see lamprey_pci_id */
 };
 

@@ -19,9 +19,8 @@ set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-say() {
-    printf '%s\n' "$*"
-}
+# shellcheck source-path=SCRIPTDIR source=../gpu/surroundings.sh
+. "$here/surroundings.sh"
 
 usage_error() {
     printf 'bench: %s\n' "$*" >&2
@@ -71,40 +70,8 @@ fi
 budget=${budget:-$default_budget}
 
 results=${LAMPREY_RESULTS:-$here/results/bench}
-topology=
-if [ -n "${LAMPREY_RUN_TOPOLOGY:-}" ]; then
-    topology=$(readlink -f "$LAMPREY_RUN_TOPOLOGY")
-    [ -r "$topology" ] || usage_error "LAMPREY_RUN_TOPOLOGY=$LAMPREY_RUN_TOPOLOGY can't be read"
-fi
-
-# NVLink multicast stays off, whatever the machine's defaults are, and no peer inherits another's settings.
-export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
-export PYTHONDONTWRITEBYTECODE=1
-unset NCCL_PLUGIN NCCL_TUNER_PLUGIN NCCL_ENV_PLUGIN NCCL_PROFILER_PLUGIN NCCL_NET_PLUGIN LD_PRELOAD \
-    NCCL_GRAPH_MIXING_SUPPORT NCCL_SYM_NOWIN_ENABLE NCCL_ALGO NCCL_PROTO
-for name in ${!LAMPREY_*}; do
-    case $name in LAMPREY_EMULATOR_*) ;; *) unset "$name" ;; esac
-done
-[ -z "$topology" ] || export LAMPREY_TOPOLOGY=$topology
-
-python=$(command -v python3 || true)
-
-find_nccl() {
-    local path
-    if [ -n "${NCCL_LIBRARY:-}" ]; then
-        say "$NCCL_LIBRARY"
-        return
-    fi
-    if [ -n "$python" ]; then
-        path=$("$python" -c 'import nvidia.nccl; print(list(nvidia.nccl.__path__)[0])' 2>/dev/null)/lib/libnccl.so.2
-        [ -e "$path" ] && { say "$path"; return; }
-    fi
-    path=$(ldconfig -p 2>/dev/null | sed -n 's/.*libnccl\.so\.2 .*=> //p' | head -n 1)
-    [ -n "$path" ] && { say "$path"; return; }
-    for path in "${NCCL_HOME:-/nowhere}"/lib*/libnccl.so.2 "${CUDA_HOME:-/usr/local/cuda}"/lib*/libnccl.so.2; do
-        [ -e "$path" ] && { say "$path"; return; }
-    done
-}
+topology=$(readable_topology) || exit 2
+clean_environment "$topology"
 
 work=
 nccl_folder=/nowhere
@@ -120,11 +87,7 @@ if [ "$list" = 0 ]; then
     : >"$results/peers.tsv"
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    # Door names are links, which a bundle can't hold.
-    cp -r "$here/lib" "$work/lib"
-    for door in tuner env profiler net; do
-        ln -s liblamprey.so "$work/lib/libnccl-$door-lamprey.so"
-    done
+    with_doors "$here/lib" "$work/lib"
 fi
 path=$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 files=$here/benchmark

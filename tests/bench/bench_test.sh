@@ -20,6 +20,7 @@ cp -L "$root"/plugin/*.so "$root/topology/liblamprey-topology.so" "$bundle/lib/"
 cp -L tests/bench/{all_reduce_bench,method.txt,model.py,plot.py,records.py,report.py,tables.py,torch_peers.py} \
     "$bundle/benchmark/"
 cp -L tests/bench/bench.sh "$bundle/bench"
+cp -L tests/gpu/surroundings.sh "$bundle/"
 echo 'lamprey: a test' >"$bundle/bundle.txt"
 
 emulator=$root/tests/emulator
@@ -78,11 +79,11 @@ few=("--sizes=256,1K,8K" --rounds=3 --calls-per-graph=4 --user-bytes=4K)
 bench 0 --only nccl --only nccl-windows --only nccl-nowin --only 'lamprey*' -- "${few[@]}"
 for peer in nccl nccl-windows lamprey lamprey-pdl-signal lamprey-pdl-off lamprey-threads; do
     has peers.tsv "^$peer	done	"
-    # launch, and three sizes in three modes
-    [ "$(grep -c "\"peer\": \"$peer\"" "$results/records.jsonl")" = 10 ] || fail "$peer lacks points"
+    # launch, and three sizes in four modes
+    [ "$(grep -c "\"peer\": \"$peer\"" "$results/records.jsonl")" = 13 ] || fail "$peer lacks points"
 done
 has peers.tsv '^nccl-nowin	skipped	.*2\.29'
-for mode in graph eager decode; do
+for mode in graph eager host decode; do
     has records.jsonl "\"peer\": \"nccl\", \"mode\": \"$mode\", \"bytes\": 1024, .*\"served\": null"
     has records.jsonl "\"peer\": \"lamprey\", \"mode\": \"$mode\", \"bytes\": 8192, .*\"wrong\": 0, \"served\": true"
 done

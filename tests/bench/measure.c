@@ -7,7 +7,7 @@
 /* Rounds that don't count: uploads, clocks, queues. */
 #define WARM_ROUNDS 3
 #define WARM_CALLS 20
-#define WARM_UP_NS 200000000
+#define WARM_UP_US 200000
 
 enum content { NOTHING_MUCH, ALL_REDUCES, LAYERS_WITH, LAYERS_WITHOUT };
 
@@ -24,18 +24,22 @@ static void user_kernel(const struct bench_rank *rank, size_t bytes)
     CU(cuMemsetD32Async(rank->buffers.user, 0x3f003f00, bytes / 4, rank->gpu.stream));
 }
 
+static double now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
+}
+
 void bench_warm_up(const struct bench_rank *rank)
 {
-    struct timespec start;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &start);
+    const double start = now_us();
     do {
         for (int i = 0; i < WARM_CALLS; i++) {
             user_kernel(rank, rank->options->user_bytes);
         }
         CU(cuStreamSynchronize(rank->gpu.stream));
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    } while ((now.tv_sec - start.tv_sec) * 1000000000 + now.tv_nsec - start.tv_nsec < WARM_UP_NS);
+    } while (now_us() - start < WARM_UP_US);
 }
 
 static void add(const struct bench_rank *rank, enum content content, size_t bytes)
@@ -94,18 +98,33 @@ static double replay_us(const struct bench_rank *rank, CUgraphExec instance)
     return elapsed_us(rank);
 }
 
+static void all_reduces(const struct bench_rank *rank, size_t bytes, int calls)
+{
+    for (int i = 0; i < calls; i++) {
+        all_reduce(rank, bytes);
+    }
+}
+
 static double eager_us(const struct bench_rank *rank, size_t bytes)
 {
     program_barrier(rank->self);
-    for (int i = 0; i < WARM_CALLS; i++) {
-        all_reduce(rank, bytes);
-    }
+    all_reduces(rank, bytes, WARM_CALLS);
     CU(cuEventRecord(rank->start, rank->gpu.stream));
-    for (int i = 0; i < rank->options->calls; i++) {
-        all_reduce(rank, bytes);
-    }
+    all_reduces(rank, bytes, rank->options->calls);
     CU(cuEventRecord(rank->stop, rank->gpu.stream));
     return elapsed_us(rank);
+}
+
+/* The launch queue must have room for the calls: a full one makes the host wait for the GPU. */
+static double host_us(const struct bench_rank *rank, size_t bytes)
+{
+    program_barrier(rank->self);
+    all_reduces(rank, bytes, WARM_CALLS);
+    const double start = now_us();
+    all_reduces(rank, bytes, rank->options->calls);
+    const double spent = now_us() - start;
+    CU(cuStreamSynchronize(rank->gpu.stream));
+    return spent;
 }
 
 /* values must be sorted: the smallest that at least this share of them doesn't exceed. */
@@ -143,11 +162,13 @@ static void measure_graph(struct bench_rank *rank, enum content content, size_t 
     free(times);
 }
 
-static void measure_eager(struct bench_rank *rank, size_t bytes, struct bench_figures *figures)
+static void measure_calls(struct bench_rank *rank,
+                          double (*round_us)(const struct bench_rank *rank, size_t bytes),
+                          size_t bytes, struct bench_figures *figures)
 {
     double *times = new_times(rank);
     for (int round = -WARM_ROUNDS; round < rank->options->rounds; round++) {
-        times[round < 0 ? 0 : round] = eager_us(rank, bytes) / rank->options->calls;
+        times[round < 0 ? 0 : round] = round_us(rank, bytes) / rank->options->calls;
     }
     summarize(rank, times, figures);
     free(times);
@@ -185,7 +206,10 @@ void bench_measure(struct bench_rank *rank, enum bench_mode mode, size_t bytes,
         measure_graph(rank, ALL_REDUCES, bytes, figures);
         break;
     case BENCH_EAGER:
-        measure_eager(rank, bytes, figures);
+        measure_calls(rank, eager_us, bytes, figures);
+        break;
+    case BENCH_HOST:
+        measure_calls(rank, host_us, bytes, figures);
         break;
     case BENCH_DECODE:
         measure_decode(rank, bytes, figures);
@@ -197,7 +221,7 @@ void bench_measure(struct bench_rank *rank, enum bench_mode mode, size_t bytes,
 
 void bench_reduce_once(struct bench_rank *rank, enum bench_mode mode, size_t bytes)
 {
-    if (mode == BENCH_EAGER) {
+    if (mode == BENCH_EAGER || mode == BENCH_HOST) {
         all_reduce(rank, bytes);
     } else {
         CUgraphExec instance = capture(rank, ALL_REDUCES, bytes, 1);

@@ -18,7 +18,7 @@ static const char usage[] =
     "Times ncclAllReduce with one rank a GPU; prints one JSON record per point.\n"
     "  --sizes=LIST            bytes of a message, suffix K or M\n"
     "                          (" DEFAULT_SIZES ")\n"
-    "  --mode=LIST             of launch, graph, eager, decode (all of them)\n"
+    "  --mode=LIST             of launch, graph, eager, host, decode (all of them)\n"
     "  --type=NAME             element type (bfloat16)\n"
     "  --op=NAME               sum, prod, max, min, avg (sum)\n"
     "  --ranks=N               (as many as there are GPUs, at most 8)\n"
@@ -33,7 +33,7 @@ static const char usage[] =
 
 const char *bench_mode_name(enum bench_mode mode)
 {
-    static const char *const names[BENCH_MODES] = {"launch", "graph", "eager", "decode"};
+    static const char *const names[BENCH_MODES] = {"launch", "graph", "eager", "host", "decode"};
     return names[mode];
 }
 
@@ -99,7 +99,7 @@ static void read_modes(struct bench_options *options, const char *list)
             mode++;
         }
         if (mode == BENCH_MODES) {
-            refuse("mode", list, "not a list of launch, graph, eager, decode");
+            refuse("mode", list, "not a list of launch, graph, eager, host, decode");
         }
         options->modes[mode] = true;
         if (text[length] == '\0') {

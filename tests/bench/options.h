@@ -13,6 +13,7 @@ enum bench_mode {
     BENCH_LAUNCH, /* what a graph's node costs that does next to nothing */
     BENCH_GRAPH,
     BENCH_EAGER,
+    BENCH_HOST,   /* what an eager call takes the calling thread */
     BENCH_DECODE, /* between user kernels in a graph */
     BENCH_MODES
 };

@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 
 from records import size_text
 
-MODES = ("graph", "eager", "decode")
+MODES = ("graph", "eager", "host", "decode")
 COLOURS = (
     "#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000 #8c564b #7f7f7f #9467bd #17becf #bcbd22".split()
 )

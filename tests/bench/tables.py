@@ -8,6 +8,7 @@ NAME, CELL = 28, 9  # widths
 TITLES = {
     "graph": "graph: us per all-reduce, medians, slowest rank",
     "eager": "eager: us per all-reduce, medians, slowest rank",
+    "host": "host: us that an eager call takes the calling thread, medians, slowest rank",
     "decode": "decode: us that an all-reduce adds between user kernels in a graph, medians, slowest rank",
 }
 

@@ -22,7 +22,7 @@ LAYERS = 100
 WARM_ROUNDS = 3
 LAUNCH_BYTES = 4
 DEFAULT_SIZES = "256,512,1K,2K,4K,8K,16K,32K,64K,128K,256K,512K,1M,2M,4M,16M"
-MODES = ("launch", "graph", "eager", "decode")
+MODES = ("launch", "graph", "eager", "host", "decode")
 # In place, every call multiplies the data by about the number of ranks. It starts that small, and may grow that far.
 START_EXPONENT = -100
 GROWTH_EXPONENT = 200
@@ -209,6 +209,18 @@ class Clock:
         self.stop.synchronize()
         return self.start.elapsed_time(self.stop) * 1000
 
+    def host_us(self, body):
+        """Until body has returned, whatever the GPU still does."""
+        import torch
+
+        self.peer.reset()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        body()
+        spent = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return spent * 1e6
+
 
 def capture(body, times):
     import torch
@@ -229,6 +241,7 @@ def rounds_of(measure, rounds):
 def measure_mode(mode, peer, user, calls, rounds):
     """Microseconds a call, one for each round; and a user kernel pair's, for decode."""
     clock = Clock(peer)
+    time_of = clock.host_us if mode == "host" else clock.us
     if mode == "decode":
         def layer():
             user.fill_(0.5)
@@ -242,7 +255,7 @@ def measure_mode(mode, peer, user, calls, rounds):
         with_it, without = capture(layer, calls), capture(layer_without, calls)
         pairs = rounds_of(lambda: (clock.us(without.replay) / calls, clock.us(with_it.replay) / calls), rounds)
         return [with_us - without_us for without_us, with_us in pairs], [pair[0] for pair in pairs]
-    if mode == "eager":
+    if mode in ("eager", "host"):
 
         def body():
             for _ in range(calls):
@@ -252,7 +265,7 @@ def measure_mode(mode, peer, user, calls, rounds):
         small = user[: LAUNCH_BYTES // user.element_size()]
         graph = capture(peer.call if mode == "graph" else lambda: small.fill_(0.5), calls)
         body = graph.replay
-    return rounds_of(lambda: clock.us(body) / calls, rounds), None
+    return rounds_of(lambda: time_of(body) / calls, rounds), None
 
 
 def percentile(values, share):

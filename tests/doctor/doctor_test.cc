@@ -232,8 +232,16 @@ TEST_F(DoctorTest, LooksForImexWhereGpusAreOfACluster)
     expect_note("imex", "no channel in " + channels + " can be opened: .*", "channel 0");
     write_file(channels + "/channel0", "");
     examine();
+    expect_note("imex", channels + "/channel0 can be opened, but the driver makes no memory .*",
+                "start nvidia-imex");
+    variables_["LAMPREY_EMULATOR_IMEX"] = "0";
+    examine();
     expect_fine();
-    expect_line("ok", "imex", channels + "/channel0 can be opened");
+    expect_line("ok", "imex", "memory that other hosts can map is made and mapped");
+    variables_["LAMPREY_EMULATOR_FAIL"] = "cuMemImportFromShareableHandle:0:800";
+    examine();
+    expect_note("imex", ".* makes no memory for other hosts \\(not permitted\\): .*",
+                "nvidia-imex-ctl");
 }
 
 TEST_F(DoctorTest, MissesSharedMemory)

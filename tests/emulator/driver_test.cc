@@ -138,7 +138,7 @@ TEST(EmulatedDriver, DevicesLookLikeH200AndKeepTheirIdentity)
                   EXPECT_EQ(132, value);
                   CU_OK(cuDeviceGetAttribute(&value,
                                              CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED, 0));
-                  EXPECT_EQ(0, value);
+                  EXPECT_EQ(1, value);
                   EXPECT_EQ(CUDA_ERROR_INVALID_DEVICE, cuDeviceGet(&value, 3));
               }));
 }

@@ -125,6 +125,97 @@ TEST(EmulatedMemory, TwoProcessesShareAnAllocation)
     close(sockets[1]);
 }
 
+/* What an exporter on host 0 sends to another process. */
+struct Sent {
+    int descriptor;
+    CUmemFabricHandle fabric;
+};
+
+/* Runs check in a process of that host and IMEX channel, while an exporter of host 0 and channel 0
+ * holds memory with 42 in its word 5, and again when it has let go of it. */
+void import_elsewhere(const char *host, const char *channel,
+                      const std::function<void(const Sent &sent, bool gone)> &check)
+{
+    int sockets[2];
+    ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
+    int status = emulator::in_children(2, [&](int rank) {
+        Sent sent = {};
+        char byte = 0;
+        setenv("LAMPREY_EMULATOR_HOST", rank == 0 ? "0" : host, 1);
+        setenv("LAMPREY_EMULATOR_IMEX", rank == 0 ? "0" : channel, 1);
+        use_device(0);
+        close(sockets[1 - rank]);
+        if (rank == 0) {
+            CUmemGenericAllocationHandle handle = 0;
+            CUmemAllocationProp prop = properties(0);
+            prop.requestedHandleTypes = static_cast<CUmemAllocationHandleType>(
+                CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC);
+            CU_OK(cuMemCreate(&handle, kSize, &prop, 0));
+            volatile uint32_t *words = map(handle, 0);
+            words[5] = 42;
+            CU_OK(cuMemExportToShareableHandle(&sent.descriptor, handle,
+                                               CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0));
+            CU_OK(cuMemExportToShareableHandle(&sent.fabric, handle, CU_MEM_HANDLE_TYPE_FABRIC, 0));
+            send_descriptor(sockets[0], sent.descriptor);
+            ASSERT_EQ(ssize_t(sizeof(sent)), write(sockets[0], &sent, sizeof(sent)));
+            ASSERT_EQ(1, read(sockets[0], &byte, 1));
+            CU_OK(cuMemUnmap(reinterpret_cast<CUdeviceptr>(words), kSize));
+            CU_OK(cuMemRelease(handle));
+            ASSERT_EQ(1, write(sockets[0], &byte, 1));
+        } else {
+            int descriptor = receive_descriptor(sockets[1]);
+            ASSERT_EQ(ssize_t(sizeof(sent)), read(sockets[1], &sent, sizeof(sent)));
+            sent.descriptor = descriptor;
+            check(sent, false);
+            ASSERT_EQ(1, write(sockets[1], &byte, 1));
+            ASSERT_EQ(1, read(sockets[1], &byte, 1));
+            check(sent, true);
+        }
+    });
+    EXPECT_EQ(0, status);
+    close(sockets[0]);
+    close(sockets[1]);
+}
+
+CUresult import(const Sent &sent, CUmemAllocationHandleType type,
+                CUmemGenericAllocationHandle *handle)
+{
+    Sent copy = sent;
+    return cuMemImportFromShareableHandle(handle,
+                                          type == CU_MEM_HANDLE_TYPE_FABRIC
+                                              ? static_cast<void *>(&copy.fabric)
+                                              : reinterpret_cast<void *>(intptr_t(sent.descriptor)),
+                                          type);
+}
+
+TEST(EmulatedMemory, FabricHandlesReachOtherHostsAndDescriptorsDoNot)
+{
+    import_elsewhere("1", "0", [](const Sent &sent, bool gone) {
+        CUmemGenericAllocationHandle handle = 0;
+        EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
+                  import(sent, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, &handle));
+        if (gone) {
+            EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, import(sent, CU_MEM_HANDLE_TYPE_FABRIC, &handle));
+        } else {
+            CU_OK(import(sent, CU_MEM_HANDLE_TYPE_FABRIC, &handle));
+            EXPECT_EQ(42u, map(handle, 1)[5]);
+        }
+    });
+}
+
+TEST(EmulatedMemory, FabricHandlesNeedTheSameChannelAtBothEnds)
+{
+    for (const char *channel : {"-1", "1"}) {
+        import_elsewhere("0", channel, [&](const Sent &sent, bool) {
+            CUmemGenericAllocationHandle handle = 0;
+            EXPECT_EQ(*channel == '-' ? CUDA_ERROR_NOT_PERMITTED : CUDA_ERROR_INVALID_VALUE,
+                      import(sent, CU_MEM_HANDLE_TYPE_FABRIC, &handle));
+            CU_OK(import(sent, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, &handle));
+            CU_OK(cuMemRelease(handle));
+        });
+    }
+}
+
 TEST(EmulatedMemory, OneAllocationCanBeMappedTwiceInAProcess)
 {
     EXPECT_EQ(0, in_child([] {
@@ -188,6 +279,8 @@ TEST(EmulatedMemory, RefusesWhatCudaRefuses)
                                                 CU_MEM_ALLOC_GRANULARITY_MINIMUM));
             EXPECT_EQ(size_t(2) << 20, granularity);
             EXPECT_EQ(CUDA_ERROR_INVALID_VALUE, cuMemCreate(&handle, 4096, &prop, 0));
+            EXPECT_EQ(CUDA_ERROR_NOT_PERMITTED, cuMemCreate(&handle, kSize, &fabric, 0));
+            fabric.requestedHandleTypes = CU_MEM_HANDLE_TYPE_WIN32;
             EXPECT_EQ(CUDA_ERROR_NOT_SUPPORTED, cuMemCreate(&handle, kSize, &fabric, 0));
             EXPECT_EQ(CUDA_ERROR_INVALID_DEVICE, cuMemCreate(&handle, kSize, &nowhere, 0));
             CU_OK(cuMemCreate(&handle, kSize, &private_memory, 0));

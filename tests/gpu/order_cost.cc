@@ -4,44 +4,25 @@
 // the order. Prints, tab-separated:
 //   order  <graph|eager>  <off|wait|signal>  <way>  <bytes>  <us per call, median, GPU 0>
 // A benchmark: it checks nothing but the calls' return codes.
-#include <cuda.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <random>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "kernels/plan.h"
-
-extern "C" const unsigned char lamprey_fatbin[];
+#include "tests/gpu/gpu_pair.h"
 
 namespace {
 
-#define CHECK_CU(call)                                                                             \
-    do {                                                                                           \
-        CUresult result_ = (call);                                                                 \
-        if (result_ != CUDA_SUCCESS) {                                                             \
-            const char *name_ = "unknown error";                                                   \
-            cuGetErrorName(result_, &name_);                                                       \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, name_);                  \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+using namespace lamprey_gpu;
 
-constexpr int kRanks = 2;
 constexpr uint32_t kLanes = 128;
 constexpr uint32_t kSlotCells = 2048;
 constexpr size_t kMaxBytes = 2 << 20;
 constexpr int kCallsPerGraph = 200;
 constexpr int kEagerCalls = 1000;
 
-enum class Pdl { off, wait, signal };
 const char *const pdl_names[] = {"off", "wait", "signal"};
 
 // graph: an external wait before the first kernel, and a record node that depends on
@@ -54,78 +35,62 @@ enum class EagerWay { nothing, record, record_and_queries };
 const char *const eager_way_names[] = {"nothing", "record", "record+queries"};
 
 struct Rank {
-    CUdevice device;
-    CUcontext context;
     CUstream stream;
     CUevent serial;
     CUevent start;
     CUevent stop;
-    CUdeviceptr staging;
-    CUdeviceptr lanes;
     CUdeviceptr send;
     CUdeviceptr recv;
 };
 
-Rank ranks[kRanks];
-CUkernel kernel;
-CUdeviceptr abort_word;
+// The GPUs, and on each a stream with buffers.
+class OrderCost {
+  public:
+    OrderCost() : gpus_(kLanes, kSlotCells)
+    {
+        gpus_.load_all_reduce(LAMPREY_ONE_SHOT, LAMPREY_BF16);
+        for (int self = 0; self < kRanks; self++) {
+            open(self);
+        }
+    }
 
-void open_rank(Rank &rank, int ordinal)
+    double graph_us(size_t bytes, Pdl pdl, GraphWay way) const;
+    double eager_us(size_t bytes, Pdl pdl, EagerWay way) const;
+
+  private:
+    void open(int self);
+    void launch(int self, size_t bytes, Pdl pdl) const;
+    CUgraphExec capture(int self, size_t bytes, Pdl pdl, GraphWay way) const;
+    void eager_calls(int self, size_t bytes, Pdl pdl, EagerWay way) const;
+
+    GpuPair gpus_;
+    Rank ranks_[kRanks] = {};
+};
+
+void OrderCost::open(int self)
 {
-    const uint64_t staging = lamprey_staging_bytes(kLanes, kSlotCells);
-    std::mt19937 random(ordinal + 1);
+    Rank &rank = ranks_[self];
+    std::mt19937 random(self + 1);
     std::vector<uint16_t> data(kMaxBytes / 2);
     for (uint16_t &element : data) {
         element = (uint16_t)(0x3f00 + random() % 256); // 0.5 to 2
     }
-    CHECK_CU(cuDeviceGet(&rank.device, ordinal));
-    CHECK_CU(cuDevicePrimaryCtxRetain(&rank.context, rank.device));
-    CHECK_CU(cuCtxSetCurrent(rank.context));
+    gpus_.use(self);
     CHECK_CU(cuStreamCreate(&rank.stream, CU_STREAM_NON_BLOCKING));
     CHECK_CU(cuEventCreate(&rank.serial, CU_EVENT_DISABLE_TIMING));
     CHECK_CU(cuEventCreate(&rank.start, CU_EVENT_DEFAULT));
     CHECK_CU(cuEventCreate(&rank.stop, CU_EVENT_DEFAULT));
-    CHECK_CU(cuMemAlloc(&rank.staging, staging));
-    CHECK_CU(cuMemAlloc(&rank.lanes, kLanes * sizeof(lamprey_lane)));
     CHECK_CU(cuMemAlloc(&rank.send, kMaxBytes));
     CHECK_CU(cuMemAlloc(&rank.recv, kMaxBytes));
-    CHECK_CU(cuMemsetD8(rank.staging, 0xff, staging));
-    CHECK_CU(cuMemsetD8(rank.lanes, 0, kLanes * sizeof(lamprey_lane)));
     CHECK_CU(cuMemcpyHtoD(rank.send, data.data(), kMaxBytes));
-    CHECK_CU(cuCtxSynchronize());
 }
 
-void launch(int self, size_t bytes, Pdl pdl)
+void OrderCost::launch(int self, size_t bytes, Pdl pdl) const
 {
-    const Rank &rank = ranks[self];
-    const uint64_t vectors = lamprey_divide_up(bytes, LAMPREY_VECTOR_BYTES);
-    const lamprey_plan plan =
-        lamprey_plan_of(LAMPREY_ONE_SHOT, vectors, kRanks, kLanes,
-                        lamprey_row_vectors(LAMPREY_ONE_SHOT, kRanks, kSlotCells, 1));
-    lamprey_all_reduce_params params = {};
-    params.send = (void *)rank.send;
-    params.recv = (void *)rank.recv;
-    params.lanes = (lamprey_lane *)rank.lanes;
-    params.alarm = (uint32_t *)abort_word;
-    params.rank = (uint32_t)self;
-    params.flags = lamprey_message_flags(&plan, params.send, params.recv, bytes) |
-                   (pdl == Pdl::signal ? LAMPREY_FLAG_SIGNAL : 0);
-    lamprey_plan_params(&plan, kRanks, kSlotCells, bytes / 2, vectors, &params);
-    for (int peer = 0; peer < kRanks; peer++) {
-        params.staging[peer] = (unsigned char *)ranks[peer].staging;
-    }
-    void *arguments[] = {&params};
-    CUlaunchAttribute overlap = {};
-    overlap.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-    overlap.value.programmaticStreamSerializationAllowed = 1;
-    CUlaunchConfig config = {};
-    config.gridDimX = plan.ctas;
-    config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
-    config.blockDimX = plan.threads;
-    config.hStream = rank.stream;
-    config.attrs = &overlap;
-    config.numAttrs = pdl == Pdl::off ? 0 : 1;
-    CHECK_CU(cuLaunchKernelEx(&config, (CUfunction)kernel, arguments, nullptr));
+    const Rank &rank = ranks_[self];
+    const AllReduce call = {LAMPREY_ONE_SHOT, LAMPREY_BF16, bytes / 2, rank.send,
+                            rank.recv,        kLanes,       pdl};
+    gpus_.all_reduce(self, call, rank.stream);
 }
 
 // The node of the kernel that was captured last, and the graph that is being captured.
@@ -140,14 +105,14 @@ CUgraphNode last_node(CUstream stream, CUgraph *graph)
     return nodes[count - 1];
 }
 
-CUgraphExec capture(int self, size_t bytes, Pdl pdl, GraphWay way)
+CUgraphExec OrderCost::capture(int self, size_t bytes, Pdl pdl, GraphWay way) const
 {
-    Rank &rank = ranks[self];
+    const Rank &rank = ranks_[self];
     CUgraphNode record = nullptr;
     CUgraphNode previous = nullptr;
     CUgraph graph = nullptr;
     CUgraphExec executable = nullptr;
-    CHECK_CU(cuCtxSetCurrent(rank.context));
+    gpus_.use(self);
     CHECK_CU(cuStreamBeginCapture(rank.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
     if (way != GraphWay::nothing) {
         CHECK_CU(cuStreamWaitEvent(rank.stream, rank.serial, CU_EVENT_WAIT_EXTERNAL));
@@ -180,7 +145,7 @@ double median(std::vector<double> values)
     return values[values.size() / 2];
 }
 
-double graph_us(size_t bytes, Pdl pdl, GraphWay way)
+double OrderCost::graph_us(size_t bytes, Pdl pdl, GraphWay way) const
 {
     CUgraphExec executables[kRanks];
     std::vector<double> times;
@@ -189,17 +154,17 @@ double graph_us(size_t bytes, Pdl pdl, GraphWay way)
     }
     for (int round = 0; round < 14; round++) {
         for (int self = 0; self < kRanks; self++) {
-            CHECK_CU(cuCtxSetCurrent(ranks[self].context));
-            CHECK_CU(cuEventRecord(ranks[self].start, ranks[self].stream));
-            CHECK_CU(cuGraphLaunch(executables[self], ranks[self].stream));
-            CHECK_CU(cuEventRecord(ranks[self].stop, ranks[self].stream));
+            gpus_.use(self);
+            CHECK_CU(cuEventRecord(ranks_[self].start, ranks_[self].stream));
+            CHECK_CU(cuGraphLaunch(executables[self], ranks_[self].stream));
+            CHECK_CU(cuEventRecord(ranks_[self].stop, ranks_[self].stream));
         }
-        for (const Rank &rank : ranks) {
-            CHECK_CU(cuCtxSetCurrent(rank.context));
-            CHECK_CU(cuStreamSynchronize(rank.stream));
+        for (int self = 0; self < kRanks; self++) {
+            gpus_.use(self);
+            CHECK_CU(cuStreamSynchronize(ranks_[self].stream));
         }
         float ms = 0;
-        CHECK_CU(cuEventElapsedTime(&ms, ranks[0].start, ranks[0].stop));
+        CHECK_CU(cuEventElapsedTime(&ms, ranks_[0].start, ranks_[0].stop));
         if (round >= 5) {
             times.push_back((double)ms * 1000 / kCallsPerGraph);
         }
@@ -210,9 +175,9 @@ double graph_us(size_t bytes, Pdl pdl, GraphWay way)
     return median(times);
 }
 
-void eager_calls(int self, size_t bytes, Pdl pdl, EagerWay way)
+void OrderCost::eager_calls(int self, size_t bytes, Pdl pdl, EagerWay way) const
 {
-    const Rank &rank = ranks[self];
+    const Rank &rank = ranks_[self];
     for (int call = 0; call < kEagerCalls; call++) {
         if (way == EagerWay::record_and_queries) {
             CUstreamCaptureStatus status;
@@ -231,14 +196,14 @@ void eager_calls(int self, size_t bytes, Pdl pdl, EagerWay way)
     CHECK_CU(cuStreamSynchronize(rank.stream));
 }
 
-double eager_us(size_t bytes, Pdl pdl, EagerWay way)
+double OrderCost::eager_us(size_t bytes, Pdl pdl, EagerWay way) const
 {
     std::atomic<int> ready{0};
     std::vector<double> times[kRanks];
     std::vector<std::thread> threads;
     for (int self = 0; self < kRanks; self++) {
         threads.emplace_back([&, self] {
-            CHECK_CU(cuCtxSetCurrent(ranks[self].context));
+            gpus_.use(self);
             eager_calls(self, bytes, pdl, way);
             ready++;
             while (ready < kRanks) {
@@ -263,25 +228,7 @@ double eager_us(size_t bytes, Pdl pdl, EagerWay way)
 
 int main()
 {
-    CUlibrary library = nullptr;
-    void *word = nullptr;
-    int count = 0;
-    if (cuInit(0) != CUDA_SUCCESS || cuDeviceGetCount(&count) != CUDA_SUCCESS || count < kRanks) {
-        fprintf(stderr, "skipped: needs %d GPUs, there are %d\n", kRanks, count);
-        return 77;
-    }
-    CHECK_CU(cuLibraryLoadData(&library, lamprey_fatbin, nullptr, nullptr, 0, nullptr, nullptr, 0));
-    CHECK_CU(cuLibraryGetKernel(&kernel, library, "lamprey_one_shot_sum_bf16_2"));
-    for (int self = 0; self < kRanks; self++) {
-        open_rank(ranks[self], self);
-    }
-    for (int self = 0; self < kRanks; self++) {
-        CHECK_CU(cuCtxSetCurrent(ranks[self].context));
-        CHECK_CU(cuCtxEnablePeerAccess(ranks[1 - self].context, 0));
-    }
-    CHECK_CU(cuMemHostAlloc(&word, 4096, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP));
-    memset(word, 0, 4096);
-    CHECK_CU(cuMemHostGetDevicePointer(&abort_word, word, 0));
+    const OrderCost cost;
     for (Pdl pdl : {Pdl::off, Pdl::wait, Pdl::signal}) {
         for (size_t bytes : {256, 8192, 65536, 262144}) {
             for (GraphWay way :
@@ -290,12 +237,12 @@ int main()
                     continue; // hundreds of microseconds a call
                 }
                 printf("order\tgraph\t%s\t%s\t%zu\t%.2f\n", pdl_names[(int)pdl],
-                       graph_way_names[(int)way], bytes, graph_us(bytes, pdl, way));
+                       graph_way_names[(int)way], bytes, cost.graph_us(bytes, pdl, way));
             }
             for (EagerWay way :
                  {EagerWay::nothing, EagerWay::record, EagerWay::record_and_queries}) {
                 printf("order\teager\t%s\t%s\t%zu\t%.2f\n", pdl_names[(int)pdl],
-                       eager_way_names[(int)way], bytes, eager_us(bytes, pdl, way));
+                       eager_way_names[(int)way], bytes, cost.eager_us(bytes, pdl, way));
             }
             fflush(stdout);
         }

@@ -16,8 +16,10 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+. "$here/surroundings.sh"
+
 results=${LAMPREY_RESULTS:-$here/results}
-topology=${LAMPREY_RUN_TOPOLOGY:+$(readlink -f "$LAMPREY_RUN_TOPOLOGY")}
 budget=${LAMPREY_RUN_BUDGET:-480}
 list=0
 quick=0
@@ -43,42 +45,8 @@ while [ "$#" -gt 0 ]; do
     shift
 done
 
-if [ -n "${LAMPREY_RUN_TOPOLOGY:-}" ] && [ ! -r "$topology" ]; then
-    echo "run: LAMPREY_RUN_TOPOLOGY=$LAMPREY_RUN_TOPOLOGY can't be read" >&2
-    exit 2
-fi
-
-# NVLink multicast stays off, whatever the machine's defaults are.
-export NCCL_NVLS_ENABLE=0 TORCH_SYMM_MEM_DISABLE_MULTICAST=1 NVSHMEM_DISABLE_NVLS=1
-unset NCCL_PLUGIN NCCL_TUNER_PLUGIN NCCL_ENV_PLUGIN NCCL_PROFILER_PLUGIN NCCL_NET_PLUGIN LD_PRELOAD
-# The settings above are this file's: the library would warn of names that it doesn't know.
-for name in ${!LAMPREY_*}; do
-    unset "$name"
-done
-[ -z "$topology" ] || export LAMPREY_TOPOLOGY=$topology
-
-say() {
-    printf '%s\n' "$*"
-}
-
-python=$(command -v python3 || true)
-
-find_nccl() {
-    local path
-    if [ -n "${NCCL_LIBRARY:-}" ]; then
-        say "$NCCL_LIBRARY"
-        return
-    fi
-    if [ -n "$python" ]; then
-        path=$("$python" -c 'import nvidia.nccl; print(list(nvidia.nccl.__path__)[0])' 2>/dev/null)/lib/libnccl.so.2
-        [ -e "$path" ] && { say "$path"; return; }
-    fi
-    path=$(ldconfig -p 2>/dev/null | sed -n 's/.*libnccl\.so\.2 .*=> //p' | head -n 1)
-    [ -n "$path" ] && { say "$path"; return; }
-    for path in "${NCCL_HOME:-/nowhere}"/lib*/libnccl.so.2 "${CUDA_HOME:-/usr/local/cuda}"/lib*/libnccl.so.2; do
-        [ -e "$path" ] && { say "$path"; return; }
-    done
-}
+topology=$(readable_topology) || exit 2
+clean_environment "$topology"
 
 nccl=$(find_nccl)
 if [ "$list" = 0 ]; then
@@ -90,12 +58,8 @@ if [ "$list" = 0 ]; then
     : >"$results/times.tsv"
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    # Door names are links, which a bundle can't hold.
     lib=$work/lib
-    cp -r "$here/lib" "$lib"
-    for door in tuner env profiler net; do
-        ln -s liblamprey.so "$lib/libnccl-$door-lamprey.so"
-    done
+    with_doors "$here/lib" "$lib"
     {
         say "date: $(date -u +%FT%TZ)"
         say "nccl: $(basename "$(readlink -f "$nccl")")"

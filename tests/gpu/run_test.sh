@@ -15,6 +15,7 @@ fail() {
 bundle=$scratch/bundle
 mkdir -p "$bundle"/{lib,programs,tests,tree}
 cp tests/gpu/run.sh "$bundle/run"
+cp tests/gpu/surroundings.sh "$bundle/"
 echo 'lamprey: stand-in' >"$bundle/bundle.txt"
 touch "$bundle/lib/liblamprey.so" "$scratch/libnccl.so.2"
 export NCCL_LIBRARY=$scratch/libnccl.so.2 LAMPREY_RESULTS=$scratch/results

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -244,69 +243,6 @@ static void check_copies(const struct machine *machine)
     }
 }
 
-static bool file_has(const char *path, const char *word)
-{
-    char line[256];
-    bool found = false;
-    FILE *file = fopen(path, "re");
-    while (file != NULL && !found && fgets(line, sizeof(line), file) != NULL) {
-        found = strstr(line, word) != NULL;
-    }
-    if (file != NULL) {
-        fclose(file);
-    }
-    return found;
-}
-
-/* The first channel that this user may open; "" if there is none. */
-static void find_channel(const char *folder, char *path, size_t size)
-{
-    DIR *directory = opendir(folder);
-    path[0] = '\0';
-    for (struct dirent *entry = NULL; directory != NULL && (entry = readdir(directory)) != NULL;) {
-        if (strncmp(entry->d_name, "channel", 7) != 0) {
-            continue;
-        }
-        doctor_join(path, size, "%s/%s", folder, entry->d_name);
-        int channel = open(path, O_RDWR | O_CLOEXEC);
-        if (channel >= 0) {
-            close(channel);
-            break;
-        }
-        path[0] = '\0';
-    }
-    if (directory != NULL) {
-        closedir(directory);
-    }
-}
-
-/* Without one, only ranks of one host share memory: a note, since those are served. */
-static void check_imex(const struct machine *machine)
-{
-    static const char cost[] = "communicators over several hosts are left to NCCL";
-    char devices[PATH_MAX];
-    char folder[PATH_MAX];
-    char channel[PATH_MAX];
-    if (!machine->in_cluster) {
-        return;
-    }
-    doctor_path("/proc/devices", devices, sizeof(devices));
-    doctor_path("/dev/nvidia-caps-imex-channels", folder, sizeof(folder));
-    find_channel(folder, channel, sizeof(channel));
-    if (!file_has(devices, "nvidia-caps-imex-channels")) {
-        doctor_say(DOCTOR_NOTE, "imex", "load a driver with IMEX support",
-                   "%s does not list nvidia-caps-imex-channels: %s", devices, cost);
-    } else if (channel[0] == '\0') {
-        doctor_say(
-            DOCTOR_NOTE, "imex",
-            "have the administrator or the container toolkit make channel 0, the same on all "
-            "hosts",
-            "no channel in %s can be opened: %s", folder, cost);
-    } else {
-        doctor_say(DOCTOR_OK, "imex", NULL, "%s can be opened", channel);
-    }
-}
-
 static void check_shared_memory(void)
 {
     static const char remedy[] = "mount it (mount -t tmpfs shm /dev/shm; docker run --shm-size=1g)";
@@ -341,7 +277,9 @@ void doctor_check_machine(const struct doctor_place *place)
     if (has_gpus && describe != NULL && describe_gpus(&machine, describe) && machine.ngpus > 1) {
         check_links(&machine);
         check_copies(&machine);
-        check_imex(&machine);
+        if (machine.in_cluster) {
+            doctor_check_imex();
+        }
     }
     check_shared_memory();
 }

@@ -18,6 +18,9 @@ void doctor_check_tree(const struct doctor_place *place);
 /* Driver, NVML, GPUs, NVLink, copies between GPUs, IMEX, shared memory. */
 void doctor_check_machine(const struct doctor_place *place);
 
+/* Memory across hosts, for GPUs of a cluster. */
+void doctor_check_imex(void);
+
 /* NCCL, the ways in which Lamprey is switched on, and what keeps it out. command: the program's
  * arguments, or NULL. Returns whether this environment switches Lamprey on. */
 bool doctor_check_nccl(const struct doctor_place *place, char *const *command);

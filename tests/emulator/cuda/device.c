@@ -13,6 +13,8 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int device_count = 2;
 static int driver_version = 13000;
 static int block_threads = 1;
+static int host;
+static int imex_channel = -1;
 
 static int setting(const char *name, int low, int high, int otherwise)
 {
@@ -35,6 +37,8 @@ static void read_settings(void)
     device_count = setting("LAMPREY_EMULATOR_GPUS", 0, EMULATOR_MAX_GPUS, 2);
     driver_version = setting("LAMPREY_EMULATOR_DRIVER_VERSION", 1000, 99990, 13000);
     block_threads = setting("LAMPREY_EMULATOR_THREADS", 1, 1024, 1);
+    host = setting("LAMPREY_EMULATOR_HOST", 0, 127, 0);
+    imex_channel = setting("LAMPREY_EMULATOR_IMEX", -1, 2047, -1);
 }
 
 int emulator_device_count(void)
@@ -58,6 +62,18 @@ int emulator_block_threads(unsigned launched)
 {
     pthread_once(&once, read_settings);
     return launched < (unsigned)block_threads ? (int)launched : block_threads;
+}
+
+int emulator_host(void)
+{
+    pthread_once(&once, read_settings);
+    return host;
+}
+
+int emulator_imex_channel(void)
+{
+    pthread_once(&once, read_settings);
+    return imex_channel;
 }
 
 CUresult cuDriverGetVersion(int *version)
@@ -114,7 +130,8 @@ CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device)
     if (!emulator_device_valid(device)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    memcpy(uuid->bytes, "lampreyemulator", 15);
+    memcpy(uuid->bytes, "lamprey-gpu-of", 14);
+    uuid->bytes[14] = (char)emulator_host();
     uuid->bytes[15] = (char)device;
     return CUDA_SUCCESS;
 }
@@ -271,6 +288,7 @@ static const struct {
     {CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_WAIT_VALUE_NOR, 1},
     {CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 1},
     {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, 1},
+    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED, 1}, /* without an IMEX channel too */
     {CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH, 1},
 };
 

@@ -101,6 +101,8 @@ int emulator_device_count(void);
 bool emulator_device_valid(CUdevice device);
 int emulator_driver_version(void);
 int emulator_block_threads(unsigned launched);
+int emulator_host(void);
+int emulator_imex_channel(void); /* -1: none can be opened here */
 
 /* context.c */
 struct emulator_stream;
@@ -330,7 +332,7 @@ struct emulator_allocation {
     int fd;
     size_t bytes;
     CUdevice device;
-    bool exportable;
+    unsigned types;   /* CUmemAllocationHandleType bits that it can be exported as */
     unsigned handles; /* cuMemRelease calls still due */
 };
 struct emulator_range {
@@ -355,5 +357,13 @@ void emulator_memory_free_context(struct emulator_context *context);
 void emulator_memory_count(size_t *mappings, size_t *allocations);
 /* virtual.c */
 size_t emulator_handle_count(void);
+/* A new allocation with one handle; takes the file over. The lock is held. */
+CUresult emulator_allocation_adopt(int fd, size_t bytes, CUdevice device, unsigned types,
+                                   CUmemGenericAllocationHandle *handle);
+/* share.c: memory in several processes */
+bool emulator_handle_types_known(unsigned types);
+bool emulator_handle_types_permitted(unsigned types);
+/* The file of a new allocation; -1: there can't be one. */
+int emulator_share_file(CUdevice device, size_t bytes);
 
 #endif

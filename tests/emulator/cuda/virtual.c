@@ -1,19 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Virtual memory management: an allocation is a memfd, so a descriptor of it works in any process.
+/* Virtual memory management: an allocation is a memfd, so other processes can map it too (share.c).
  * A mapping can be touched only after cuMemSetAccess, and a wild access faults. */
 #define _GNU_SOURCE
 #include "tests/emulator/cuda/emulator.h"
 
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#define FILE_NAME "lamprey-emulator-gpu"
 
 static size_t live_handles;
 
@@ -43,10 +38,8 @@ static CUresult check_properties(const CUmemAllocationProp *prop)
     if (!emulator_device_valid(prop->location.id)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    if ((prop->requestedHandleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0) {
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
-    return CUDA_SUCCESS;
+    return emulator_handle_types_known(prop->requestedHandleTypes) ? CUDA_SUCCESS
+                                                                   : CUDA_ERROR_NOT_SUPPORTED;
 }
 
 CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocationProp *prop,
@@ -64,8 +57,8 @@ CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocatio
     return result;
 }
 
-static CUresult adopt(int fd, size_t bytes, CUdevice device, bool exportable,
-                      CUmemGenericAllocationHandle *handle)
+CUresult emulator_allocation_adopt(int fd, size_t bytes, CUdevice device, unsigned types,
+                                   CUmemGenericAllocationHandle *handle)
 {
     struct emulator_allocation *allocation = calloc(1, sizeof(*allocation));
     if (allocation == NULL) {
@@ -75,7 +68,7 @@ static CUresult adopt(int fd, size_t bytes, CUdevice device, bool exportable,
     allocation->fd = fd;
     allocation->bytes = bytes;
     allocation->device = device;
-    allocation->exportable = exportable;
+    allocation->types = types;
     allocation->handles = 1;
     emulator_object_publish(&allocation->object, EMULATOR_ALLOCATION, release_allocation);
     live_handles++;
@@ -99,17 +92,13 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
     if (result != CUDA_SUCCESS) {
         return result;
     }
-    char name[64] = {0};
-    snprintf(name, sizeof(name), "%s%d", FILE_NAME, prop->location.id);
-    int fd = memfd_create(name, MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0) {
-        if (fd >= 0) {
-            close(fd);
-        }
-        return CUDA_ERROR_OUT_OF_MEMORY;
+    if (!emulator_handle_types_permitted(prop->requestedHandleTypes)) {
+        return CUDA_ERROR_NOT_PERMITTED;
     }
-    bool exportable = prop->requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE;
-    return adopt(fd, bytes, prop->location.id, exportable, handle);
+    int fd = emulator_share_file(prop->location.id, bytes);
+    return fd < 0 ? CUDA_ERROR_OUT_OF_MEMORY
+                  : emulator_allocation_adopt(fd, bytes, prop->location.id,
+                                              prop->requestedHandleTypes, handle);
 }
 
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle)
@@ -127,64 +116,6 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle)
     return CUDA_SUCCESS;
 }
 
-CUresult cuMemExportToShareableHandle(void *shareable, CUmemGenericAllocationHandle handle,
-                                      CUmemAllocationHandleType type, unsigned long long flags)
-{
-    ENTER();
-    LOCKED();
-    struct emulator_allocation *allocation = EMULATOR_FIND(allocation, EMULATOR_ALLOCATION, handle);
-    if (shareable == NULL || allocation == NULL || flags != 0) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
-    if (!allocation->exportable) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    int fd = fcntl(allocation->fd, F_DUPFD_CLOEXEC, 0);
-    if (fd < 0) {
-        return CUDA_ERROR_OPERATING_SYSTEM;
-    }
-    *(int *)shareable = fd;
-    return CUDA_SUCCESS;
-}
-
-CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *shareable,
-                                        CUmemAllocationHandleType type)
-{
-    ENTER();
-    if (handle == NULL) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
-    /* Only what some process of this machine exported is a handle: the descriptor's name tells. */
-    int fd = (int)(intptr_t)shareable;
-    char link[64] = {0};
-    char target[128] = {0};
-    int device = 0;
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    struct stat file = {0};
-    if (readlink(link, target, sizeof(target) - 1) < 0 ||
-        sscanf(target, "/memfd:" FILE_NAME "%d", &device) != 1 || fstat(fd, &file) != 0) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    LOCKED();
-    CUresult result = emulator_capture_unsafe();
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    /* LAMPREY_EMULATOR_DEAF_IMPORTS: mapped like any, but what is stored there reaches nobody. */
-    bool deaf = getenv("LAMPREY_EMULATOR_DEAF_IMPORTS") != NULL;
-    int own = deaf ? memfd_create(FILE_NAME "deaf", MFD_CLOEXEC) : fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    if (own < 0 || (deaf && ftruncate(own, file.st_size) != 0)) {
-        return CUDA_ERROR_OPERATING_SYSTEM;
-    }
-    return adopt(own, (size_t)file.st_size, device, true, handle);
-}
-
 CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
                                                 CUmemGenericAllocationHandle handle)
 {
@@ -198,9 +129,7 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop,
     prop->type = CU_MEM_ALLOCATION_TYPE_PINNED;
     prop->location.type = CU_MEM_LOCATION_TYPE_DEVICE;
     prop->location.id = allocation->device;
-    if (allocation->exportable) {
-        prop->requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
-    }
+    prop->requestedHandleTypes = (CUmemAllocationHandleType)allocation->types;
     return CUDA_SUCCESS;
 }
 
