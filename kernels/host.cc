@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "kernels/all_reduce.cuh"
+#include "kernels/check.cuh"
 
 namespace lamprey {
 bool stores_are_delayed = getenv("LAMPREY_EMULATOR_DELAYED_STORES") != nullptr;
@@ -29,12 +30,18 @@ template <int ALGORITHM, int ELEMENT, int OPERATORS, int RANKS> void run_kernel(
         *static_cast<const typename lamprey::params_for<RANKS>::type *>(params));
 }
 
+void run_check(const void *params)
+{
+    lamprey::check(*static_cast<const lamprey_check_params *>(params));
+}
+
 const lamprey_host_kernel kernels[] = {
 #define LAMPREY_ROW(name, algorithm, element, operators, ranks)                                    \
     {#name, sizeof(lamprey::params_for<ranks>::type),                                              \
      run_kernel<algorithm, element, operators, ranks>},
     LAMPREY_KERNELS(LAMPREY_ROW)
 #undef LAMPREY_ROW
+        {LAMPREY_CHECK_KERNEL, sizeof(lamprey_check_params), run_check},
 };
 
 void run_thread(const lamprey_host_kernel *kernel, unsigned grid, unsigned thread, unsigned block,

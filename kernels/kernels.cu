@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The fatbin that is embedded in the library: every instance of instances.h. */
+/* The fatbin that is embedded in the library: every instance of instances.h, and the check. */
 #include "kernels/all_reduce.cuh"
+#include "kernels/check.cuh"
 #include "kernels/plan.h"
 
 using namespace lamprey;
@@ -14,3 +15,9 @@ using namespace lamprey;
     }
 
 LAMPREY_KERNELS(LAMPREY_DEFINE)
+
+extern "C" __global__ void __launch_bounds__(1)
+    lamprey_check(const __grid_constant__ lamprey_check_params params)
+{
+    check(params);
+}

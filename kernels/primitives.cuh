@@ -123,6 +123,11 @@ LAMPREY_DEVICE void fence_sys()
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
 
+/* Before a wait looks again. */
+LAMPREY_DEVICE void give_way()
+{
+}
+
 /* A word in host memory that the host may change any time. */
 LAMPREY_DEVICE uint32_t load_relaxed_sys(const uint32_t *pointer)
 {

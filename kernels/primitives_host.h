@@ -132,6 +132,11 @@ LAMPREY_DEVICE void fence_sys()
 #endif
 }
 
+LAMPREY_DEVICE void give_way()
+{
+    yield_to_writers();
+}
+
 LAMPREY_DEVICE uint32_t load_relaxed_sys(const uint32_t *pointer)
 {
     return __atomic_load_n(pointer, __ATOMIC_RELAXED);

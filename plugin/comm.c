@@ -54,6 +54,7 @@ static struct lamprey_comm *describe(struct lamprey_nccl *nccl, ncclComm_t handl
     comm->nccl = nccl;
     atomic_init(&comm->references, 1);
     atomic_init(&comm->state, LAMPREY_COMM_NEW);
+    atomic_init(&comm->failure, ncclUnhandledCudaError);
     if (nccl->CommCount(handle, &comm->nranks) != ncclSuccess ||
         nccl->CommUserRank(handle, &comm->rank) != ncclSuccess ||
         nccl->CommCuDevice(handle, &ordinal) != ncclSuccess) {

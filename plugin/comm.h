@@ -17,9 +17,10 @@ enum lamprey_comm_state {
     LAMPREY_COMM_SERVED,  /* all ranks agreed */
     LAMPREY_COMM_REFUSED, /* NCCL's for ever */
     LAMPREY_COMM_BROKEN, /* a local failure inside the exchange: peers may wait there, so neither we
-                          * nor NCCL can run an all-reduce */
-    LAMPREY_COMM_CLOSED, /* finalized or revoked: NCCL answers */
-    LAMPREY_COMM_ABORTED, /* NCCL is freeing it: the handle must not be used any more */
+                          * nor NCCL can run an all-reduce, and calls return failure */
+    LAMPREY_COMM_SUSPENDED, /* was served, and will be again: NCCL answers meanwhile */
+    LAMPREY_COMM_CLOSED,    /* finalized or revoked: NCCL answers */
+    LAMPREY_COMM_ABORTED,   /* NCCL is freeing it: the handle must not be used any more */
 };
 
 struct lamprey_comm {
@@ -30,6 +31,7 @@ struct lamprey_comm {
     _Atomic(enum lamprey_comm_state) state;
     atomic_bool aborted; /* ends a set-up's waits */
     atomic_int in_nccl;  /* our own calls of NCCL's functions under way */
+    _Atomic(ncclResult_t) failure;
     int rank;
     int nranks;
     struct lamprey_device *device; /* NULL where the GPU couldn't be opened */

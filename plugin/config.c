@@ -76,6 +76,11 @@ static const struct row rows[] = {
     NUMBER("LAMPREY_TIMEOUT", "0", timeout, 0, 86400,
            "Seconds that a call waits for a peer before ncclCommGetAsyncError reports "
            "ncclRemoteError; 0: for ever, as NCCL does"),
+    NUMBER(
+        "LAMPREY_CHECK", "0", check, 0, 1,
+        "1 on any rank: compare the count, type and operator of every all-reduce over the ranks "
+        "before it starts; where they differ, ncclCommGetAsyncError reports ncclInvalidUsage and "
+        "the log says how. Slower: for finding such errors"),
     NUMBER("LAMPREY_STATS", "0", stats, 0, 1,
            "1: print the counters to stderr when the process ends"),
     NUMBER("LAMPREY_SHARE_GPU", "0", share_gpu, 0, 1,

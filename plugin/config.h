@@ -30,6 +30,7 @@ struct lamprey_config {
     int64_t pdl;       /* LAMPREY_PDL: enum lamprey_pdl */
     int64_t hook;      /* LAMPREY_HOOK: enum lamprey_hook_choice */
     int64_t timeout;   /* LAMPREY_TIMEOUT: seconds; 0 = none */
+    int64_t check;     /* LAMPREY_CHECK: compare calls over the ranks */
     int64_t stats;     /* LAMPREY_STATS */
     int64_t share_gpu; /* LAMPREY_SHARE_GPU: several ranks of a communicator on one GPU (tests) */
     const char *topology;     /* LAMPREY_TOPOLOGY: hwloc XML instead of the live machine, or NULL */

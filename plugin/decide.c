@@ -9,6 +9,9 @@
 
 _Static_assert(sizeof(struct lamprey_record) == LAMPREY_RECORD_BYTES, "travels as it is");
 _Static_assert(offsetof(struct lamprey_record, domain) == 216, "travels as it is");
+_Static_assert(offsetof(struct lamprey_record, reserved) ==
+                   220 + sizeof(struct lamprey_domain_record),
+               "travels as it is");
 _Static_assert(sizeof(struct lamprey_vote) == 192, "travels as it is");
 
 /* Newer than the oldest NCCL whose header this builds with. */
@@ -119,6 +122,7 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     agreed.has_fp8 = true;
     for (int rank = 0; rank < nranks; rank++) {
         agreed.has_fp8 = agreed.has_fp8 && records[rank].has_fp8;
+        agreed.check = agreed.check || records[rank].check;
     }
     agreed.across_hosts = kind == LAMPREY_DOMAIN_FABRIC;
     agreed.served = true;
@@ -197,6 +201,13 @@ enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncc
         return LAMPREY_NOT_OPERATOR;
     }
     return count == 0 ? LAMPREY_NOT_EMPTY : LAMPREY_SERVE;
+}
+
+bool lamprey_decide_setup(size_t count, ncclDataType_t type)
+{
+    const int element = element_of(type);
+    return element >= 0 &&
+           count <= LAMPREY_SETUP_BYTES / lamprey_element_bytes((enum lamprey_element)element);
 }
 
 enum lamprey_decision lamprey_decide(const struct lamprey_agreed *agreed, size_t count,

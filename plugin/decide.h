@@ -42,7 +42,8 @@ struct lamprey_record {
     uint32_t refuses;   /* 1: this rank can't take part, for reason */
     char reason[120];
     struct lamprey_domain_record domain;
-    uint8_t reserved[LAMPREY_RECORD_BYTES - 216 - sizeof(struct lamprey_domain_record)];
+    uint32_t check; /* LAMPREY_CHECK */
+    uint8_t reserved[LAMPREY_RECORD_BYTES - 220 - sizeof(struct lamprey_domain_record)];
 };
 
 /* The exchanges after the first: does the last step stand everywhere? */
@@ -66,6 +67,7 @@ struct lamprey_agreed {
     uint32_t slot_cells;
     bool has_fp8;
     bool across_hosts; /* staging memory travels as fabric handles; else as descriptors */
+    bool check;        /* some rank wants calls compared */
 };
 
 /* Over the records of all ranks, in rank order. reason: empty when served, else one line. */
@@ -86,6 +88,12 @@ enum lamprey_decision {
 
 /* Could this call be ours on some communicator? Says nothing of the size. Only such calls set a
  * communicator up. */
+/* Messages up to this size make a communicator set itself up; larger ones go to NCCL while it is
+ * new, so that one that has no small ones costs nothing. Fixed, since no setting is agreed on yet.
+ */
+#define LAMPREY_SETUP_BYTES (16ull << 20)
+bool lamprey_decide_setup(size_t count, ncclDataType_t type);
+
 enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncclRedOp_t op);
 
 /* Is this call ours on a communicator that agreed on agreed? */

@@ -7,14 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/check.h"
 #include "kernels/fatbin.h"
 #include "topology/topology.h"
 
 #define MAX_DEVICES 64
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* never held while kernels are loaded */
 static struct lamprey_device *devices[MAX_DEVICES];
 static atomic_bool any_open;
+static pthread_mutex_t library_mutex = PTHREAD_MUTEX_INITIALIZER;
 static CUlibrary library; /* one for all contexts */
 
 static enum lamprey_status describe(struct lamprey_device *device)
@@ -61,6 +63,7 @@ static enum lamprey_status open_device(int ordinal, struct lamprey_device **open
         return LAMPREY_ERROR_MEMORY;
     }
     device->driver = lamprey_driver_get();
+    pthread_mutex_init(&device->loading, NULL);
     device->ordinal = ordinal;
     enum lamprey_status status =
         lamprey_driver_check(device->driver->DeviceGet(&device->device, ordinal), "cuDeviceGet");
@@ -104,22 +107,30 @@ bool lamprey_device_any(void)
     return atomic_load(&any_open);
 }
 
-static enum lamprey_status load_kernel(struct lamprey_device *device, int index, uint32_t *resident)
+static enum lamprey_status load_kernel(const struct lamprey_driver *driver, const char *name,
+                                       CUfunction *function)
 {
-    const struct lamprey_driver *driver = device->driver;
     CUkernel kernel = NULL;
-    CUfunction function = NULL;
-    int per_multiprocessor = 0;
-    enum lamprey_status status =
-        lamprey_driver_check(driver->LibraryGetKernel(&kernel, library, lamprey_kernel_name(index)),
-                             "cuLibraryGetKernel");
+    enum lamprey_status status = lamprey_driver_check(
+        driver->LibraryGetKernel(&kernel, library, name), "cuLibraryGetKernel");
     if (!status) {
-        status = lamprey_driver_check(driver->KernelGetFunction(&function, kernel),
+        status = lamprey_driver_check(driver->KernelGetFunction(function, kernel),
                                       "cuKernelGetFunction");
     }
     if (!status && driver->FuncLoad) {
-        status = lamprey_driver_check(driver->FuncLoad(function), "cuFuncLoad");
+        status = lamprey_driver_check(driver->FuncLoad(*function), "cuFuncLoad");
     }
+    return status;
+}
+
+/* One of instances.h. */
+static enum lamprey_status load_instance(struct lamprey_device *device, int index,
+                                         uint32_t *resident)
+{
+    const struct lamprey_driver *driver = device->driver;
+    CUfunction function = NULL;
+    int per_multiprocessor = 0;
+    enum lamprey_status status = load_kernel(driver, lamprey_kernel_name(index), &function);
     if (!status) {
         status = lamprey_driver_check(
             driver->OccupancyMaxActiveBlocksPerMultiprocessor(
@@ -139,22 +150,29 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
 {
     const struct lamprey_driver *driver = device->driver;
     enum lamprey_status status = LAMPREY_OK;
+    pthread_mutex_lock(&library_mutex);
     if (!library) {
         status = lamprey_driver_check(
             driver->LibraryLoadData(&library, lamprey_fatbin, NULL, NULL, 0, NULL, NULL, 0),
             "cuLibraryLoadData");
-        if (status) {
-            snprintf(reason, reason_size, "the driver can't load the kernels");
-            return status;
-        }
+    }
+    pthread_mutex_unlock(&library_mutex);
+    if (status) {
+        snprintf(reason, reason_size, "the driver can't load the kernels");
+        return status;
     }
     uint32_t resident = UINT32_MAX;
     for (int i = 0; i < LAMPREY_KERNEL_COUNT; i++) {
-        status = load_kernel(device, i, &resident);
+        status = load_instance(device, i, &resident);
         if (status) {
             snprintf(reason, reason_size, "kernel %s can't be loaded", lamprey_kernel_name(i));
             return status;
         }
+    }
+    status = load_kernel(driver, LAMPREY_CHECK_KERNEL, &device->check);
+    if (status) {
+        snprintf(reason, reason_size, "kernel %s can't be loaded", LAMPREY_CHECK_KERNEL);
+        return status;
     }
     if (resident == 0) {
         snprintf(reason, reason_size, "no multiprocessor takes a CTA");
@@ -173,11 +191,11 @@ enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, c
         snprintf(reason, reason_size, "the GPU's context can't be entered");
         return status;
     }
-    pthread_mutex_lock(&mutex);
+    pthread_mutex_lock(&device->loading);
     if (!device->resident_ctas) {
         status = load_kernels(device, reason, reason_size);
     }
-    pthread_mutex_unlock(&mutex);
+    pthread_mutex_unlock(&device->loading);
     lamprey_device_leave(device, pushed);
     return status;
 }

@@ -3,6 +3,7 @@
 #ifndef LAMPREY_PLUGIN_DEVICE_H
 #define LAMPREY_PLUGIN_DEVICE_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include "kernels/instances.h"
@@ -17,9 +18,11 @@ struct lamprey_device {
     int multiprocessors;
     uint64_t pci_id; /* topology.h: lamprey_pci_id */
     uint8_t uuid[16];
-    uint32_t resident_ctas; /* CTAs of our largest kernel that fit the empty GPU; 0 until the
-                               kernels are loaded */
+    pthread_mutex_t loading; /* of kernels, which may wait for all that runs on this GPU */
+    uint32_t resident_ctas;  /* CTAs of our largest kernel that fit the empty GPU; 0 until the
+                                kernels are loaded */
     CUfunction kernels[LAMPREY_KERNEL_COUNT]; /* kernels/instances.h */
+    CUfunction check;                         /* kernels/check.h */
 };
 
 /* The GPU with this CUDA ordinal. Stays for the life of the process. Thread-safe. */

@@ -33,6 +33,7 @@ extern "C" {
     X(OccupancyMaxActiveBlocksPerMultiprocessor, cuOccupancyMaxActiveBlocksPerMultiprocessor,      \
       6050, 2)                                                                                     \
     X(LaunchKernelEx, cuLaunchKernelEx, 11060, 2)                                                  \
+    X(LaunchHostFunc, cuLaunchHostFunc, 10000, 2)                                                  \
     X(MemAddressReserve, cuMemAddressReserve, 10020, 1)                                            \
     X(MemAddressFree, cuMemAddressFree, 10020, 1)                                                  \
     X(MemCreate, cuMemCreate, 10020, 1)                                                            \
@@ -54,6 +55,7 @@ extern "C" {
     X(StreamQuery, cuStreamQuery, 2000, 1)                                                         \
     X(StreamWaitEvent, cuStreamWaitEvent, 3020, 1)                                                 \
     X(StreamGetId, cuStreamGetId, 12000, 0)                                                        \
+    X(StreamGetDevice, cuStreamGetDevice, 12080, 0)                                                \
     X(StreamGetCaptureInfo, cuStreamGetCaptureInfo, 12030, 2)                                      \
     X(StreamUpdateCaptureDependencies, cuStreamUpdateCaptureDependencies, 12030, 2)                \
     X(GraphAddEventRecordNode, cuGraphAddEventRecordNode, 11010, 2)                                \

@@ -135,7 +135,7 @@ static enum lamprey_status async_error(struct lamprey_comm *comm, ncclResult_t *
     }
     ncclResult_t result = LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)(comm->handle, error);
     lamprey_comm_leave_nccl(comm);
-    return result == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_NCCL;
+    return result == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_ASYNC;
 }
 
 /* LAMPREY_OK while it makes sense to go on waiting. */
@@ -144,7 +144,7 @@ static enum lamprey_status still_alive(struct lamprey_comm *comm)
     ncclResult_t error = ncclSuccess;
     enum lamprey_status status = async_error(comm, &error);
     if (!status && error != ncclSuccess && error != ncclInProgress) {
-        status = LAMPREY_ERROR_NCCL;
+        status = LAMPREY_ERROR_ASYNC;
     }
     return status;
 }
@@ -221,7 +221,7 @@ static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
         pause_between_looks(looks);
         enum lamprey_status status = async_error(exchange->comm, &state);
         if (status || state != ncclInProgress) {
-            return !status && state != ncclSuccess ? LAMPREY_ERROR_NCCL : status;
+            return !status && state != ncclSuccess ? LAMPREY_ERROR_ASYNC : status;
         }
     }
 }
@@ -240,7 +240,11 @@ static enum lamprey_status enqueue(struct lamprey_exchange *exchange, CUdevicept
     if (result == ncclInProgress) {
         return wait_enqueued(exchange);
     }
-    return result == ncclSuccess ? LAMPREY_OK : LAMPREY_ERROR_NCCL;
+    if (result != ncclSuccess) { /* NCCL doesn't remember it, and peers may wait for this call */
+        atomic_store(&comm->failure, result);
+        return LAMPREY_ERROR_NCCL;
+    }
+    return LAMPREY_OK;
 }
 
 enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, const void *own,

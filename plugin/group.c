@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plugin/check.h"
 #include "plugin/setup.h"
 
 struct held {
@@ -22,9 +23,13 @@ struct noted {
 
 struct group {
     int depth;
+    ncclResult_t error; /* the first of ours */
     size_t held_count;
     size_t held_room;
     struct held *held;
+    size_t checked_count; /* NCCL's calls that are to be checked */
+    size_t checked_room;
+    struct held *checked;
     size_t noted_count;
     size_t noted_room;
     struct noted *noted;
@@ -58,16 +63,86 @@ void lamprey_group_enter(const struct lamprey_nccl *nccl)
     groups[nccl->index].depth++;
 }
 
-bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call)
+static bool keep(struct held **list, size_t *room, size_t *count, struct lamprey_comm *comm,
+                 const struct lamprey_call *call)
 {
-    struct group *group = &groups[comm->nccl->index];
-    if (!make_room((void **)&group->held, &group->held_room, group->held_count,
-                   sizeof *group->held)) {
+    if (!make_room((void **)list, room, *count, sizeof **list)) {
         return false;
     }
     atomic_fetch_add(&comm->references, 1);
-    group->held[group->held_count++] = (struct held){.comm = comm, .call = *call};
+    (*list)[(*count)++] = (struct held){.comm = comm, .call = *call};
     return true;
+}
+
+bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call)
+{
+    struct group *group = &groups[comm->nccl->index];
+    return keep(&group->held, &group->held_room, &group->held_count, comm, call);
+}
+
+bool lamprey_group_check(struct lamprey_comm *comm, const struct lamprey_call *call)
+{
+    struct group *group = &groups[comm->nccl->index];
+    return keep(&group->checked, &group->checked_room, &group->checked_count, comm, call);
+}
+
+static ncclResult_t give_to_nccl(const struct held *held)
+{
+    const struct lamprey_call *call = &held->call;
+    return LAMPREY_ORIGINAL(held->comm->nccl, AllReduce)(call->send, call->recv, call->count,
+                                                         call->type, call->op, held->comm->handle,
+                                                         (cudaStream_t)call->stream);
+}
+
+/* 0: none, or the stream can't be asked. */
+static cuuint64_t capture_id(const struct lamprey_driver *driver, CUstream stream)
+{
+    CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
+    cuuint64_t id = 0;
+    CUresult result = driver->StreamGetCaptureInfo(stream, &capturing, &id, NULL, NULL, NULL, NULL);
+    return result == CUDA_SUCCESS && capturing == CU_STREAM_CAPTURE_STATUS_ACTIVE ? id : 0;
+}
+
+static bool same_capture(const struct lamprey_comm *comm, CUstream one, CUstream other)
+{
+    bool pushed = false;
+    if (one == other || !comm->device || lamprey_device_enter(comm->device, &pushed)) {
+        return true;
+    }
+    const struct lamprey_driver *driver = comm->device->driver;
+    const bool same = capture_id(driver, one) == capture_id(driver, other);
+    lamprey_device_leave(comm->device, pushed);
+    return same;
+}
+
+bool lamprey_group_refuses(struct lamprey_comm *comm, CUstream stream)
+{
+    const struct group *group = &groups[comm->nccl->index];
+    for (size_t i = group->held_count; i-- > 0;) {
+        const struct held *held = &group->held[i];
+        if (held->comm == comm) {
+            const bool refuses = !same_capture(comm, held->call.stream, stream);
+            if (refuses) {
+                give_to_nccl(held);
+            }
+            return refuses;
+        }
+    }
+    for (size_t i = group->noted_count; i-- > 0;) {
+        if (group->noted[i].comm == comm) {
+            return !same_capture(comm, group->noted[i].stream, stream);
+        }
+    }
+    return false;
+}
+
+ncclResult_t lamprey_group_fail(const struct lamprey_nccl *nccl, ncclResult_t result)
+{
+    struct group *group = &groups[nccl->index];
+    if (group->depth > 0 && group->error == ncclSuccess) {
+        group->error = result;
+    }
+    return result;
 }
 
 static void note(struct group *group, struct lamprey_comm *comm, CUstream stream)
@@ -94,10 +169,14 @@ static void free_group(struct group *group)
     for (size_t i = 0; i < group->held_count; i++) {
         lamprey_comm_release(group->held[i].comm);
     }
+    for (size_t i = 0; i < group->checked_count; i++) {
+        lamprey_comm_release(group->checked[i].comm);
+    }
     for (size_t i = 0; i < group->noted_count; i++) {
         lamprey_comm_release(group->noted[i].comm);
     }
     free(group->held);
+    free(group->checked);
     free(group->noted);
     memset(group, 0, sizeof *group);
 }
@@ -157,7 +236,7 @@ static ncclResult_t failure_of(const struct group *group)
     for (size_t i = 0; i < group->held_count; i++) {
         switch (atomic_load(&group->held[i].comm->state)) {
         case LAMPREY_COMM_BROKEN:
-            return ncclUnhandledCudaError;
+            return atomic_load(&group->held[i].comm->failure);
         case LAMPREY_COMM_ABORTED:
             return ncclInternalError;
         default:
@@ -191,35 +270,6 @@ static void wait_while_in_progress(struct lamprey_nccl *nccl, const struct held 
     }
 }
 
-/* Held calls that turn out to be NCCL's, as one group of NCCL's, in order with ours. */
-static ncclResult_t pass_on(struct lamprey_nccl *nccl, const struct held *held, size_t count)
-{
-    struct group others = {0};
-    ncclResult_t result = count > 0 ? LAMPREY_ORIGINAL(nccl, GroupStart)() : ncclSuccess;
-    if (count == 0 || result != ncclSuccess) {
-        return result;
-    }
-    for (size_t i = 0; i < count; i++) {
-        const struct lamprey_call *call = &held[i].call;
-        lamprey_count(&held[i].comm->counters,
-                      atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
-                          ? LAMPREY_COUNT_fallback_size
-                          : LAMPREY_COUNT_fallback_communicator);
-        note(&others, held[i].comm, call->stream);
-        LAMPREY_ORIGINAL(nccl, AllReduce)
-        (call->send, call->recv, call->count, call->type, call->op, held[i].comm->handle,
-         (cudaStream_t)call->stream); /* NCCL remembers an error; End returns it */
-    }
-    order_before(&others);
-    result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
-    if (result == ncclInProgress) {
-        wait_while_in_progress(nccl, held, count);
-    }
-    order_after(&others);
-    free_group(&others);
-    return result;
-}
-
 /* Turn by turn over the communicators, in the order of their agreed ids: never in call order, which
  * may differ by rank, and never one communicator's whole queue before another's first call. */
 static int by_turn(const void *a, const void *b)
@@ -246,7 +296,47 @@ static void take_turns(struct held *held, size_t count)
             }
         }
     }
-    qsort(held, count, sizeof *held, by_turn);
+    if (count > 0) {
+        qsort(held, count, sizeof *held, by_turn);
+    }
+}
+
+/* Before NCCL's part of a group, in an order that all ranks have in common. */
+static ncclResult_t launch_checks(struct held *calls, size_t count)
+{
+    ncclResult_t result = ncclSuccess;
+    take_turns(calls, count);
+    for (size_t i = 0; i < count && result == ncclSuccess; i++) {
+        result = lamprey_check_call(calls[i].comm, &calls[i].call);
+    }
+    return result;
+}
+
+/* Held calls that turn out to be NCCL's, as one group of NCCL's, in order with ours. */
+static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct held *held, size_t count)
+{
+    struct group others = {0};
+    ncclResult_t result = count > 0 ? LAMPREY_ORIGINAL(nccl, GroupStart)() : ncclSuccess;
+    if (count == 0 || result != ncclSuccess) {
+        return result;
+    }
+    for (size_t i = 0; i < count; i++) {
+        lamprey_count(&held[i].comm->counters,
+                      atomic_load(&held[i].comm->state) == LAMPREY_COMM_SERVED
+                          ? LAMPREY_COUNT_fallback_size
+                          : LAMPREY_COUNT_fallback_communicator);
+        note(&others, held[i].comm, held[i].call.stream);
+        give_to_nccl(&held[i]); /* NCCL remembers an error; End returns it */
+    }
+    const ncclResult_t checked = launch_checks(held, count);
+    order_before(&others);
+    result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
+    if (result == ncclInProgress) {
+        wait_while_in_progress(nccl, held, count);
+    }
+    order_after(&others);
+    free_group(&others);
+    return checked == ncclSuccess ? result : checked;
 }
 
 /* Moves ours to the front, keeping the order; returns how many. */
@@ -330,6 +420,14 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
      */
     struct group group = *current;
     memset(current, 0, sizeof *current);
+    if (group.error != ncclSuccess) { /* NCCL drops a group with a bad call in it */
+        LAMPREY_ORIGINAL(nccl, AllReduce)(NULL, NULL, 0, ncclInt8, ncclSum, NULL, NULL);
+        LAMPREY_ORIGINAL(nccl, GroupEnd)();
+        const ncclResult_t error = group.error;
+        free_group(&group);
+        return error;
+    }
+    const ncclResult_t checked = launch_checks(group.checked, group.checked_count);
     order_before(&group);
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, GroupEnd)();
     if (result == ncclInProgress && group.held_count > 0) {
@@ -338,6 +436,9 @@ ncclResult_t lamprey_group_end(struct lamprey_nccl *nccl)
     }
     if (result == ncclSuccess || result == ncclInProgress) {
         order_after(&group);
+    }
+    if (checked != ncclSuccess && result == ncclSuccess) {
+        result = checked;
     }
     if (result == ncclSuccess && group.held_count > 0) {
         result = release_held(nccl, &group);
@@ -350,10 +451,7 @@ void lamprey_group_surrender(struct lamprey_nccl *nccl)
 {
     struct group *group = &groups[nccl->index];
     for (size_t i = 0; group->depth == 1 && i < group->held_count; i++) {
-        const struct lamprey_call *call = &group->held[i].call;
-        LAMPREY_ORIGINAL(nccl, AllReduce)
-        (call->send, call->recv, call->count, call->type, call->op, group->held[i].comm->handle,
-         (cudaStream_t)call->stream);
+        give_to_nccl(&group->held[i]);
     }
 }
 

@@ -16,6 +16,17 @@ void lamprey_group_enter(const struct lamprey_nccl *nccl);
 /* Holds a call back; takes a reference of comm. False: no memory. */
 bool lamprey_group_hold(struct lamprey_comm *comm, const struct lamprey_call *call);
 
+/* Would NCCL refuse a call of comm on stream, since the group has a call of comm outside of the
+ * stream's capture? Then NCCL has been given the call that we hold, so that it sees both. */
+bool lamprey_group_refuses(struct lamprey_comm *comm, CUstream stream);
+
+/* Returns result; in a group also makes it the group's, of which nothing will run. */
+ncclResult_t lamprey_group_fail(const struct lamprey_nccl *nccl, ncclResult_t result);
+
+/* Has NCCL's own all-reduce of a checked communicator checked before NCCL launches it. False: no
+ * memory. */
+bool lamprey_group_check(struct lamprey_comm *comm, const struct lamprey_call *call);
+
 /* Notes that NCCL's own part has work of comm on stream, which must be kept in order with ours. */
 void lamprey_group_note(struct lamprey_comm *comm, CUstream stream);
 

@@ -167,7 +167,8 @@ static bool switched_on(const char *name)
 bool lamprey_identity_serialised(const struct lamprey_nccl *nccl)
 {
     return atomic_load(&nccl->shares_resources) || switched_on("NCCL_LAUNCH_ORDER_IMPLICIT") ||
-           switched_on("NCCL_COMM_SPLIT_SHARE_RESOURCES");
+           switched_on("NCCL_COMM_SPLIT_SHARE_RESOURCES") ||
+           switched_on("NCCL_COMM_SHRINK_SHARE_RESOURCES");
 }
 
 void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, size_t reason_size)

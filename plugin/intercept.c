@@ -2,7 +2,9 @@
 /* What NCCL's functions become. Every wrapper passes on what it doesn't know and is re-entrant,
  * since NCCL calls some of its own public names. */
 #include <stdbool.h>
+#include <stddef.h>
 
+#include "plugin/check.h"
 #include "plugin/group.h"
 #include "plugin/launch.h"
 #include "plugin/nccl.h"
@@ -49,6 +51,7 @@ static void enter_passage(struct lamprey_nccl *nccl, struct lamprey_comm *comm, 
     passage->comm = comm;
     passage->workspace = NULL;
     if (workspace && lamprey_group_open(nccl)) {
+        lamprey_group_refuses(comm, (CUstream)stream);
         lamprey_group_note(comm, (CUstream)stream);
     } else if (workspace && lamprey_device_enter(comm->device, &pushed) == LAMPREY_OK) {
         if (lamprey_order_before(&comm->order, workspace, (CUstream)stream, &passage->step) ==
@@ -69,29 +72,63 @@ static void leave_passage(cudaStream_t stream, struct passage *passage)
     }
 }
 
+/* NCCL's all-reduces are checked too: another rank's may be ours. */
+static ncclResult_t check(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                          const struct lamprey_call *call)
+{
+    if (lamprey_group_open(nccl)) {
+        return lamprey_group_check(comm, call) ? ncclSuccess
+                                               : lamprey_group_fail(nccl, ncclSystemError);
+    }
+    return lamprey_check_call(comm, call);
+}
+
 static ncclResult_t pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
                             const struct lamprey_call *call)
 {
     const cudaStream_t stream = (cudaStream_t)call->stream;
     struct passage passage;
+    ncclResult_t result = comm->agreed.check ? check(nccl, comm, call) : ncclSuccess;
+    if (result != ncclSuccess) {
+        return result;
+    }
     enter_passage(nccl, comm, stream, &passage);
-    ncclResult_t result = LAMPREY_ORIGINAL(nccl, AllReduce)(
-        call->send, call->recv, call->count, call->type, call->op, comm->handle, stream);
+    result = LAMPREY_ORIGINAL(nccl, AllReduce)(call->send, call->recv, call->count, call->type,
+                                               call->op, comm->handle, stream);
     leave_passage(stream, &passage);
     return result;
+}
+
+/* Until the group ends, where NCCL would refuse it at once if it saw the group's streams. */
+static ncclResult_t hold(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
+                         const struct lamprey_call *call)
+{
+    if (lamprey_group_refuses(comm, call->stream)) {
+        return pass_on(nccl, comm, call);
+    }
+    return lamprey_group_hold(comm, call) ? ncclSuccess : lamprey_group_fail(nccl, ncclSystemError);
 }
 
 static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_comm *comm,
                                      const struct lamprey_call *call)
 {
+    const bool grouped = lamprey_group_open(nccl);
     const enum lamprey_decision kind = lamprey_decide_kind(call->count, call->type, call->op);
     if (kind != LAMPREY_SERVE) {
         lamprey_count(&comm->counters, counter_of(kind));
         return pass_on(nccl, comm, call);
     }
+    /* No rank can run it, so it isn't a decision between two that can: NCCL says what is wrong. */
+    if (!call->send || !call->recv) {
+        return pass_on(nccl, comm, call);
+    }
     if (atomic_load(&comm->state) == LAMPREY_COMM_NEW) {
-        if (lamprey_group_open(nccl)) {
-            return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
+        if (!lamprey_decide_setup(call->count, call->type)) {
+            lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_size);
+            return pass_on(nccl, comm, call);
+        }
+        if (grouped) {
+            return hold(nccl, comm, call);
         }
         lamprey_setup(comm);
     }
@@ -100,10 +137,11 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         break;
     case LAMPREY_COMM_BROKEN:
         lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
-        return ncclUnhandledCudaError;
+        return lamprey_group_fail(nccl, atomic_load(&comm->failure));
     case LAMPREY_COMM_ABORTED:
-        return ncclInternalError; /* as NCCL's own waits end */
+        return lamprey_group_fail(nccl, ncclInternalError); /* as NCCL's own waits end */
     case LAMPREY_COMM_CLOSED:
+    case LAMPREY_COMM_SUSPENDED:
         lamprey_count(&comm->counters, LAMPREY_COUNT_fallback_closed);
         return pass_on(nccl, comm, call);
     default:
@@ -116,10 +154,7 @@ static ncclResult_t serve_or_pass_on(struct lamprey_nccl *nccl, struct lamprey_c
         lamprey_count(&comm->counters, counter_of(decision));
         return pass_on(nccl, comm, call);
     }
-    if (lamprey_group_open(nccl)) {
-        return lamprey_group_hold(comm, call) ? ncclSuccess : ncclSystemError;
-    }
-    return lamprey_launch(comm, call, false);
+    return grouped ? hold(nccl, comm, call) : lamprey_launch(comm, call, false);
 }
 
 static ncclResult_t on_AllReduce(struct lamprey_nccl *nccl, const void *send, void *recv,
@@ -163,15 +198,23 @@ static ncclResult_t on_GroupSimulateEnd(struct lamprey_nccl *nccl, void *info)
 
 /* ---- life-cycle ---- */
 
-/* Notes what a configuration says of the communicators of this process. */
-static void note_config(struct lamprey_nccl *nccl, const ncclConfig_t *config, bool split)
+/* What the configuration of a communicator that was made says of this process's. Returns result. */
+static ncclResult_t note_config(struct lamprey_nccl *nccl, ncclResult_t result,
+                                const ncclConfig_t *config)
 {
-    if (config && config->blocking == 0) {
+    if (!config || (result != ncclSuccess && result != ncclInProgress)) {
+        return result;
+    }
+    if (config->blocking == 0) {
         atomic_store(&nccl->nonblocking, true);
     }
-    if (config && split && config->splitShare == 1) {
+    /* A child takes what its parent was made with; a program may know a shorter struct. */
+    if (config->splitShare == 1 ||
+        (config->size >= offsetof(ncclConfig_t, shrinkShare) + sizeof config->shrinkShare &&
+         config->shrinkShare == 1)) {
         atomic_store(&nccl->shares_resources, true);
     }
+    return result;
 }
 
 static void forget(ncclComm_t handle)
@@ -224,26 +267,25 @@ static ncclResult_t on_CommInitAll(struct lamprey_nccl *nccl, ncclComm_t *comms,
 static ncclResult_t on_CommInitRankConfig(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
                                           ncclUniqueId id, int rank, ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
-    return made(nccl, LAMPREY_ORIGINAL(nccl, CommInitRankConfig)(comm, nranks, id, rank, config),
-                comm);
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(nccl, CommInitRankConfig)(comm, nranks, id, rank, config);
+    return made(nccl, note_config(nccl, result, config), comm);
 }
 
 static ncclResult_t on_CommInitRankScalable(struct lamprey_nccl *nccl, ncclComm_t *comm, int nranks,
                                             int rank, int nids, ncclUniqueId *ids,
                                             ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
-    return made(nccl,
-                LAMPREY_ORIGINAL(nccl, CommInitRankScalable)(comm, nranks, rank, nids, ids, config),
-                comm);
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(nccl, CommInitRankScalable)(comm, nranks, rank, nids, ids, config);
+    return made(nccl, note_config(nccl, result, config), comm);
 }
 
 static ncclResult_t on_CommSplit(struct lamprey_nccl *nccl, ncclComm_t comm, int color, int key,
                                  ncclComm_t *child, ncclConfig_t *config)
 {
-    note_config(nccl, config, true);
-    return made(nccl, LAMPREY_ORIGINAL(nccl, CommSplit)(comm, color, key, child, config), child);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommSplit)(comm, color, key, child, config);
+    return made(nccl, note_config(nccl, result, config), child);
 }
 
 static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, int *exclude,
@@ -254,26 +296,35 @@ static ncclResult_t on_CommShrink(struct lamprey_nccl *nccl, ncclComm_t comm, in
     if (flags & shrink_abort) {
         close_comm(comm, LAMPREY_REVOKED);
     }
-    note_config(nccl, config, true);
-    return made(
-        nccl,
-        LAMPREY_ORIGINAL(nccl, CommShrink)(comm, exclude, exclude_count, child, config, flags),
-        child);
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(nccl, CommShrink)(comm, exclude, exclude_count, child, config, flags);
+    return made(nccl, note_config(nccl, result, config), child);
 }
 
 static ncclResult_t on_CommGrow(struct lamprey_nccl *nccl, ncclComm_t comm, int nranks,
                                 const ncclUniqueId *id, int rank, ncclComm_t *child,
                                 ncclConfig_t *config)
 {
-    note_config(nccl, config, false);
-    return made(nccl, LAMPREY_ORIGINAL(nccl, CommGrow)(comm, nranks, id, rank, child, config),
-                child);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommGrow)(comm, nranks, id, rank, child, config);
+    return made(nccl, note_config(nccl, result, config), child);
 }
 
-static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t comm)
+/* Finalized means that the work in flight is done. */
+static void finish(struct lamprey_comm *comm)
 {
-    close_comm(comm, LAMPREY_FINALIZED);
-    return LAMPREY_ORIGINAL(nccl, CommFinalize)(comm);
+    lamprey_comm_close(comm->handle, LAMPREY_FINALIZED);
+    lamprey_comm_drain(comm, -1);
+}
+
+/* Also one without an all-reduce so far is known from now on: its first one is NCCL's to refuse. */
+static ncclResult_t on_CommFinalize(struct lamprey_nccl *nccl, ncclComm_t handle)
+{
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
+    if (comm) {
+        finish(comm);
+        lamprey_comm_release(comm);
+    }
+    return LAMPREY_ORIGINAL(nccl, CommFinalize)(handle);
 }
 
 /* The entry stays in the table until NCCL has let the communicator go, so that an abort finds it
@@ -282,8 +333,7 @@ static ncclResult_t on_CommDestroy(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     if (comm) {
-        lamprey_comm_close(handle, LAMPREY_FINALIZED);
-        lamprey_comm_drain(comm, -1);
+        finish(comm);
     }
     ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommDestroy)(handle);
     if (comm) {
@@ -311,20 +361,42 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
     return result;
 }
 
-static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
+static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t handle, int flags)
 {
-    close_comm(comm, LAMPREY_REVOKED);
-    return LAMPREY_ORIGINAL(nccl, CommRevoke)(comm, flags);
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
+    if (comm) {
+        lamprey_comm_close(handle, LAMPREY_REVOKED);
+        lamprey_comm_release(comm);
+    }
+    return LAMPREY_ORIGINAL(nccl, CommRevoke)(handle, flags);
+}
+
+static void change_state(ncclComm_t handle, enum lamprey_comm_state from,
+                         enum lamprey_comm_state to)
+{
+    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
+    if (comm) {
+        atomic_compare_exchange_strong(&comm->state, &from, to);
+        lamprey_comm_release(comm);
+    }
 }
 
 static ncclResult_t on_CommSuspend(struct lamprey_nccl *nccl, ncclComm_t comm, int flags)
 {
-    return LAMPREY_ORIGINAL(nccl, CommSuspend)(comm, flags);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommSuspend)(comm, flags);
+    if (result == ncclSuccess) {
+        change_state(comm, LAMPREY_COMM_SERVED, LAMPREY_COMM_SUSPENDED);
+    }
+    return result;
 }
 
 static ncclResult_t on_CommResume(struct lamprey_nccl *nccl, ncclComm_t comm)
 {
-    return LAMPREY_ORIGINAL(nccl, CommResume)(comm);
+    ncclResult_t result = LAMPREY_ORIGINAL(nccl, CommResume)(comm);
+    if (result == ncclSuccess) {
+        change_state(comm, LAMPREY_COMM_SUSPENDED, LAMPREY_COMM_SERVED);
+    }
+    return result;
 }
 
 static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t handle,
@@ -334,8 +406,8 @@ static ncclResult_t on_CommGetAsyncError(struct lamprey_nccl *nccl, ncclComm_t h
     struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_find(handle);
     struct lamprey_workspace *workspace = comm ? atomic_load(&comm->workspace) : NULL;
     if (result == ncclSuccess && *error == ncclSuccess && workspace &&
-        lamprey_workspace_timed_out(workspace)) {
-        *error = ncclRemoteError;
+        (lamprey_workspace_timed_out(workspace) || lamprey_check_failed(workspace))) {
+        *error = lamprey_check_failed(workspace) ? ncclInvalidUsage : ncclRemoteError;
     }
     lamprey_comm_release(comm);
     return result;

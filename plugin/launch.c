@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plugin/launch.h"
 
+#include "plugin/check.h"
 #include "plugin/config.h"
 #include "plugin/log.h"
 
@@ -40,7 +41,9 @@ enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *worksp
         .id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         .value.programmaticStreamSerializationAllowed = 1,
     };
-    const bool pdl = lamprey_config_get()->pdl != LAMPREY_PDL_OFF && device->capability >= 90;
+    /* A check's line of the log comes between the kernels, so there is nothing to overlap. */
+    const bool pdl = lamprey_config_get()->pdl != LAMPREY_PDL_OFF && device->capability >= 90 &&
+                     !workspace->checked;
     const CUlaunchConfig config = {
         .gridDimX = way->plan.ctas,
         .gridDimY = 1,
@@ -58,6 +61,20 @@ enum lamprey_status lamprey_launch_kernel(const struct lamprey_workspace *worksp
         "cuLaunchKernelEx");
 }
 
+/* The driver has refused a launch; was it for the stream? */
+static bool is_foreign(const struct lamprey_device *device, CUstream stream)
+{
+    CUdevice owner = device->device;
+    bool pushed = false;
+    if (!device->driver->StreamGetDevice || lamprey_device_enter(device, &pushed) != LAMPREY_OK) {
+        return false;
+    }
+    const CUresult result = device->driver->StreamGetDevice(stream, &owner);
+    lamprey_device_leave(device, pushed);
+    return result == CUDA_ERROR_INVALID_HANDLE ||
+           (result == CUDA_SUCCESS && owner != device->device);
+}
+
 ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call *call,
                             bool grouped)
 {
@@ -72,11 +89,18 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
         lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
         return ncclRemoteError;
     }
+    if (lamprey_check_failed(workspace)) {
+        lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
+        return ncclInvalidUsage;
+    }
     enum lamprey_status status = lamprey_device_enter(device, &pushed);
     if (status) {
         goto failed;
     }
     status = lamprey_order_before(&comm->order, workspace, call->stream, &step);
+    if (!status && workspace->checked) {
+        status = lamprey_check_launch(workspace, call);
+    }
     if (!status) {
         status = lamprey_launch_kernel(workspace, call, &way,
                                        (uint32_t)lamprey_config_get()->timeout * 1000);
@@ -99,6 +123,11 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
 
 failed:
     lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
+    if (is_foreign(device, call->stream)) { /* NCCL can't run it either, and says so in its words */
+        return LAMPREY_ORIGINAL(comm->nccl, AllReduce)(call->send, call->recv, call->count,
+                                                       call->type, call->op, comm->handle,
+                                                       (cudaStream_t)call->stream);
+    }
     lamprey_warn("communicator %p, rank %d: the all-reduce can't be launched (%s)",
                  (void *)comm->handle, comm->rank, lamprey_status_name(status));
     return ncclUnhandledCudaError;

@@ -18,7 +18,7 @@ struct lamprey_nccl {
     int version;             /* ncclGetVersion */
     bool over_got;           /* redirected over GOT slots without being asked to: serves nothing */
     atomic_bool nonblocking; /* a communicator was made with blocking = 0 */
-    atomic_bool shares_resources; /* one was split with splitShare = 1 */
+    atomic_bool shares_resources; /* some communicator shares its streams with its children */
     struct lamprey_image image;
     _Atomic(struct lamprey_hooks *) hooks; /* set once installed */
 #define LAMPREY_MEMBER(name, parameters, arguments) ncclResult_t(*name) parameters;

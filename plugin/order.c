@@ -66,40 +66,32 @@ static bool contains(const CUgraphNode *nodes, size_t count, CUgraphNode node)
     return false;
 }
 
-/* What the stream's next node will depend on. */
+/* What the stream's next node will depend on: the driver's array, until the next call for it. */
 static enum lamprey_status stream_tips(const struct lamprey_driver *driver, CUstream stream,
-                                       CUgraphNode tips[LAMPREY_TIPS], size_t *count)
+                                       const CUgraphNode **tips, size_t *count)
 {
     CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
-    const CUgraphNode *nodes = NULL;
     const CUgraphEdgeData *edges = NULL;
-    size_t found = 0;
+    *tips = NULL;
     *count = 0;
     enum lamprey_status status = lamprey_driver_check(
-        driver->StreamGetCaptureInfo(stream, &capturing, NULL, NULL, &nodes, &edges, &found),
+        driver->StreamGetCaptureInfo(stream, &capturing, NULL, NULL, tips, &edges, count),
         "cuStreamGetCaptureInfo");
     if (status || capturing != CU_STREAM_CAPTURE_STATUS_ACTIVE) {
-        return status;
+        *count = 0;
     }
-    if (found > LAMPREY_TIPS) {
-        lamprey_warn("a captured call ends in %zu graph nodes, more than the %d expected", found,
-                     LAMPREY_TIPS);
-        return LAMPREY_ERROR_UNSUPPORTED;
-    }
-    memcpy(tips, nodes, found * sizeof *nodes);
-    *count = found;
-    return LAMPREY_OK;
+    return status;
 }
 
 /* A capture over several streams: this piece comes after the latest one on another stream. */
 static enum lamprey_status chain(const struct lamprey_driver *driver, CUstream stream,
                                  const struct lamprey_capture *capture)
 {
-    CUgraphNode present[LAMPREY_TIPS];
+    const CUgraphNode *present = NULL; /* any number: the program may have joined many streams */
     CUgraphNode added[LAMPREY_TIPS];
     size_t present_count = 0;
     size_t added_count = 0;
-    enum lamprey_status status = stream_tips(driver, stream, present, &present_count);
+    enum lamprey_status status = stream_tips(driver, stream, &present, &present_count);
     for (size_t i = 0; i < capture->tip_count; i++) {
         if (!contains(present, present_count, capture->tips[i])) {
             added[added_count++] = capture->tips[i];
@@ -196,12 +188,19 @@ static enum lamprey_status after_captured(struct lamprey_workspace *workspace, C
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     struct lamprey_capture *capture = step->capture;
+    const CUgraphNode *present = NULL;
     CUgraphNode tips[LAMPREY_TIPS];
     size_t count = 0;
-    enum lamprey_status status = stream_tips(driver, stream, tips, &count);
+    enum lamprey_status status = stream_tips(driver, stream, &present, &count);
     if (status || count == 0) {
         return status;
     }
+    if (count > LAMPREY_TIPS) {
+        lamprey_warn("a captured call ends in %zu graph nodes, more than the %d expected", count,
+                     LAMPREY_TIPS);
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    memcpy(tips, present, count * sizeof *tips);
     if (!step->skip && !capture->record) {
         status =
             lamprey_driver_check(driver->GraphAddEventRecordNode(&capture->record, step->graph,

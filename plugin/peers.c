@@ -83,7 +83,7 @@ static enum lamprey_status import(const struct lamprey_peers *peers, int rank,
 }
 
 /* In whatever order the descriptors come. */
-static enum lamprey_status map_descriptors(const struct lamprey_peers *peers)
+static enum lamprey_status map_descriptors(const struct lamprey_peers *peers, int *culprit)
 {
     const struct lamprey_comm *comm = peers->comm;
     const int expected = ranks_elsewhere(peers);
@@ -91,6 +91,7 @@ static enum lamprey_status map_descriptors(const struct lamprey_peers *peers)
     for (int i = 0; i < expected && !status; i++) {
         union lamprey_memory_name name = {.descriptor = -1};
         uint32_t rank = 0;
+        *culprit = -1;
         status = lamprey_mailbox_receive(peers->mailbox, MAILBOX_TIMEOUT_MS, &comm->aborted, &rank,
                                          &name.descriptor);
         if (status) {
@@ -100,6 +101,7 @@ static enum lamprey_status map_descriptors(const struct lamprey_peers *peers)
             peers->workspace->peers[rank].address) {
             status = LAMPREY_ERROR_INVALID;
         } else {
+            *culprit = (int)rank;
             status = import(peers, (int)rank, &name);
         }
         close(name.descriptor);
@@ -107,31 +109,31 @@ static enum lamprey_status map_descriptors(const struct lamprey_peers *peers)
     return status;
 }
 
-static enum lamprey_status map_fabric(const struct lamprey_peers *peers,
-                                      const struct lamprey_vote *votes)
+static enum lamprey_status map_fabric(const struct lamprey_peers *peers, int rank,
+                                      const struct lamprey_vote *vote)
 {
-    enum lamprey_status status = LAMPREY_OK;
-    for (int rank = 0; rank < peers->comm->nranks && !status; rank++) {
-        union lamprey_memory_name name;
-        memcpy(&name.fabric, votes[rank].fabric, sizeof name.fabric);
-        status = same_process(peers, rank) ? LAMPREY_OK : import(peers, rank, &name);
-    }
-    return status;
+    union lamprey_memory_name name;
+    memcpy(&name.fabric, vote->fabric, sizeof name.fabric);
+    return import(peers, rank, &name);
 }
 
 enum lamprey_status lamprey_peers_map(const struct lamprey_peers *peers,
-                                      const struct lamprey_vote *votes)
+                                      const struct lamprey_vote *votes, int *rank)
 {
     const struct lamprey_comm *comm = peers->comm;
     enum lamprey_status status = LAMPREY_OK;
-    for (int rank = 0; rank < comm->nranks && !status; rank++) {
-        if (rank != comm->rank && same_process(peers, rank)) {
-            status = lamprey_published_map(peers->records[rank].id, comm->device,
-                                           &peers->workspace->peers[rank]);
+    for (int peer = 0; peer < comm->nranks && !status; peer++) {
+        *rank = peer;
+        if (peer != comm->rank && same_process(peers, peer)) {
+            status = lamprey_published_map(peers->records[peer].id, comm->device,
+                                           &peers->workspace->peers[peer]);
+        } else if (peer != comm->rank && sharing(peers) == LAMPREY_BY_FABRIC) {
+            status = map_fabric(peers, peer, &votes[peer]);
         }
     }
-    if (status) {
-        return status;
+    if (!status && sharing(peers) == LAMPREY_BY_DESCRIPTOR) {
+        *rank = -1;
+        status = map_descriptors(peers, rank);
     }
-    return sharing(peers) == LAMPREY_BY_FABRIC ? map_fabric(peers, votes) : map_descriptors(peers);
+    return status;
 }

@@ -24,8 +24,9 @@ void lamprey_peers_withdraw(struct lamprey_peers *peers);
 /* Sends the descriptor, if there is one, to the host's other processes. */
 enum lamprey_status lamprey_peers_send(const struct lamprey_peers *peers);
 
-/* Maps every peer's memory, which all have offered and sent. votes: all ranks', as offered. */
+/* Maps every peer's memory, which all have offered and sent. votes: all ranks', as offered. *rank:
+ * the one whose memory can't be mapped, or -1 where that isn't known. */
 enum lamprey_status lamprey_peers_map(const struct lamprey_peers *peers,
-                                      const struct lamprey_vote *votes);
+                                      const struct lamprey_vote *votes, int *rank);
 
 #endif

@@ -60,6 +60,7 @@ static void fill_record(struct setup *setup, struct lamprey_record *record)
     record->max_bytes = config->max_bytes;
     record->max_ctas = (uint32_t)config->max_ctas;
     record->algorithm = (uint32_t)config->algorithm;
+    record->check = config->check != 0;
     record->has_fp8 = comm->nccl->version >= FIRST_NCCL_WITH_FP8 &&
                       comm->device->capability >= FIRST_GPU_WITH_FP8;
     if (!reason[0]) {
@@ -113,9 +114,13 @@ static void map_peers(struct setup *setup, struct lamprey_vote *vote)
         refuse(vote, "its staging memory can't be passed on (%s)", lamprey_status_name(status));
     }
     /* Also after a failure: peers that could send must not be left with a full mailbox. */
-    status = lamprey_peers_map(&setup->peers, setup->votes);
-    if (status && !vote->refuses) {
-        refuse(vote, "a peer's staging memory can't be mapped (%s)", lamprey_status_name(status));
+    int rank = -1;
+    status = lamprey_peers_map(&setup->peers, setup->votes, &rank);
+    if (status && !vote->refuses && rank >= 0) {
+        refuse(vote, "rank %d's staging memory can't be mapped (%s)", rank,
+               lamprey_status_name(status));
+    } else if (status && !vote->refuses) {
+        refuse(vote, "a peer's staging memory doesn't come (%s)", lamprey_status_name(status));
     }
 }
 
@@ -187,7 +192,7 @@ static void report(const struct lamprey_comm *comm, enum lamprey_status status, 
     static const char *const pdl_names[] = {"off", "wait", "signal"};
     if (atomic_load(&comm->state) == LAMPREY_COMM_SERVED) {
         lamprey_info("communicator %p, rank %d of %d: all-reduces up to %llu bytes are served "
-                     "(%s, one-shot up to %llu, %u lanes, %llu KiB staging memory, PDL %s)",
+                     "(%s, one-shot up to %llu, %u lanes, %llu KiB staging memory, PDL %s%s)",
                      (void *)comm->handle, comm->rank, comm->nranks,
                      (unsigned long long)comm->agreed.max_bytes,
                      comm->agreed.across_hosts ? "across hosts" : "one host",
@@ -196,7 +201,8 @@ static void report(const struct lamprey_comm *comm, enum lamprey_status status, 
                                               : comm->agreed.max_bytes),
                      comm->agreed.lanes,
                      (unsigned long long)(atomic_load(&comm->workspace)->own.bytes >> 10),
-                     pdl_names[lamprey_config_get()->pdl]);
+                     pdl_names[lamprey_config_get()->pdl],
+                     comm->agreed.check ? ", calls are checked" : "");
     } else {
         lamprey_info("communicator %p, rank %d of %d is left to NCCL: %s", (void *)comm->handle,
                      comm->rank, comm->nranks, status ? lamprey_status_name(status) : reason);
@@ -240,6 +246,7 @@ static enum lamprey_status run(struct setup *setup)
     free(setup->votes);
     if (agreed.served) {
         comm->agreed = agreed;
+        setup->workspace->checked = agreed.check;
         atomic_store(&comm->workspace, setup->workspace);
         if (atomic_load(&comm->aborted)) {
             lamprey_workspace_abort(setup->workspace);
@@ -248,7 +255,7 @@ static enum lamprey_status run(struct setup *setup)
         lamprey_workspace_release(setup->workspace);
     }
     enum lamprey_comm_state outcome = agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED;
-    if (status && status != LAMPREY_ERROR_NCCL && status != LAMPREY_ERROR_ABORTED) {
+    if (status && status != LAMPREY_ERROR_ASYNC && status != LAMPREY_ERROR_ABORTED) {
         outcome = LAMPREY_COMM_BROKEN;
     }
     conclude(comm, outcome);

@@ -20,6 +20,8 @@ const char *lamprey_status_name(enum lamprey_status status)
         return "not permitted";
     case LAMPREY_ERROR_NCCL:
         return "NCCL call failed";
+    case LAMPREY_ERROR_ASYNC:
+        return "the communicator has an error";
     case LAMPREY_ERROR_TIMEOUT:
         return "timed out";
     case LAMPREY_ERROR_ABORTED:

@@ -16,6 +16,7 @@ enum lamprey_status {
     LAMPREY_ERROR_DRIVER,      /* a CUDA driver call failed */
     LAMPREY_ERROR_PERMISSION,  /* the CUDA driver doesn't permit it to this user */
     LAMPREY_ERROR_NCCL,        /* a call into NCCL failed */
+    LAMPREY_ERROR_ASYNC,       /* the communicator has an error, which NCCL's next call tells */
     LAMPREY_ERROR_TIMEOUT,     /* a peer did not show up */
     LAMPREY_ERROR_ABORTED,     /* the communicator was aborted meanwhile */
 };

@@ -5,8 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/check.h"
+
 #define ALARMS 1024     /* a cache line apart; more than programs have communicators */
 #define ALARM_STRIDE 16 /* in words */
+
+_Static_assert(LAMPREY_ALARM_WORDS <= ALARM_STRIDE, "one communicator's, one stride");
 
 /* Pages of alarms, never freed: freeing pinned memory waits for the whole GPU. */
 struct alarm_page {
@@ -65,8 +69,9 @@ static enum lamprey_status take_alarm(const struct lamprey_driver *driver, atomi
     }
     pthread_mutex_unlock(&mutex);
     if (*word) {
-        atomic_store(&(*word)[LAMPREY_ALARM_ABORT], 0);
-        atomic_store(&(*word)[LAMPREY_ALARM_TIMED_OUT], 0);
+        for (int i = 0; i < LAMPREY_ALARM_WORDS; i++) {
+            atomic_store(&(*word)[i], 0);
+        }
     }
     return status;
 }
@@ -102,10 +107,11 @@ static void destroy(struct lamprey_workspace *workspace)
     free(workspace);
 }
 
-size_t lamprey_workspace_bytes(uint32_t lanes, uint32_t slot_cells)
+/* Every rank's the same but for granularity. */
+static size_t bytes_for(uint32_t nranks, uint32_t lanes, uint32_t slot_cells)
 {
     return lamprey_staging_bytes(lanes, slot_cells) + lanes * sizeof(struct lamprey_lane) +
-           LAMPREY_SCRATCH_BYTES;
+           LAMPREY_SCRATCH_BYTES + lamprey_check_bytes(nranks) + sizeof(struct lamprey_check_state);
 }
 
 static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lamprey_sharing sharing,
@@ -113,7 +119,7 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lampre
 {
     const struct lamprey_driver *driver = workspace->device->driver;
     const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
-    const size_t bytes = lamprey_workspace_bytes(workspace->lanes, workspace->slot_cells);
+    const size_t bytes = bytes_for(workspace->nranks, workspace->lanes, workspace->slot_cells);
     enum lamprey_status status = take_alarm(driver, &workspace->alarm);
     if (!status) {
         status = lamprey_driver_check(
@@ -135,6 +141,8 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lampre
         workspace->lane_states = workspace->own.address + staging;
         workspace->scratch =
             workspace->lane_states + workspace->lanes * sizeof(struct lamprey_lane);
+        workspace->check_cells = workspace->scratch + LAMPREY_SCRATCH_BYTES;
+        workspace->check_state = workspace->check_cells + lamprey_check_bytes(workspace->nranks);
         status = lamprey_driver_check(
             driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream),
             "cuMemsetD8Async");
@@ -143,6 +151,10 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lampre
         status = lamprey_driver_check(
             driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream),
             "cuMemsetD8Async");
+    }
+    if (!status) { /* whoever frees the memory waits for this */
+        status =
+            lamprey_driver_check(driver->EventRecord(workspace->serial, stream), "cuEventRecord");
     }
     return status;
 }

@@ -5,6 +5,7 @@
 #define LAMPREY_PLUGIN_WORKSPACE_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include "kernels/protocol.h"
 #include "plugin/memory.h"
@@ -22,7 +23,11 @@ struct lamprey_workspace {
     struct lamprey_memory own;
     struct lamprey_memory peers[LAMPREY_MAX_RANKS]; /* own rank's entry unused */
     CUdeviceptr lane_states;
-    CUdeviceptr scratch;      /* LAMPREY_SCRATCH_BYTES for the self-test; no peer's business */
+    CUdeviceptr scratch;     /* LAMPREY_SCRATCH_BYTES for the self-test; no peer's business */
+    CUdeviceptr check_cells; /* kernels/check.h; the peers' lie at the same offset of theirs */
+    CUdeviceptr check_state;
+    bool checked; /* every call is checked: LAMPREY_CHECK on some rank */
+    atomic_bool mismatch_told;
     atomic_uint *alarm;       /* host view */
     CUdeviceptr device_alarm; /* the kernels' view */
     CUevent serial;           /* recorded after the communicator's latest work; order.h */
@@ -35,10 +40,6 @@ enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device
                                              uint32_t nranks, uint32_t lanes, uint32_t slot_cells,
                                              enum lamprey_sharing sharing, CUstream stream,
                                              struct lamprey_workspace **workspace);
-
-/* Bytes that a rank's shared allocation has for these numbers; the same on all ranks up to
- * granularity. */
-size_t lamprey_workspace_bytes(uint32_t lanes, uint32_t slot_cells);
 
 /* One reference less. At zero a later lamprey_workspace_reap frees it: this may be called from a
  * graph's destructor, which may not call the driver. NULL is fine. */

@@ -68,7 +68,7 @@ TEST(Config, DocumentsEveryRow)
         EXPECT_GT(std::string(row->help).size(), 20u);
         rows++;
     }
-    EXPECT_EQ(rows, 12u);
+    EXPECT_EQ(rows, 13u);
     EXPECT_EQ(lamprey_config_row(1000), nullptr);
 }
 

@@ -211,6 +211,17 @@ TEST(Decide, DependsOnCountTypeAndOperatorAlone)
     EXPECT_EQ(lamprey_decide(&agreed, 8, ncclFloat32, (ncclRedOp_t)1000), LAMPREY_NOT_OPERATOR);
 }
 
+TEST(Decide, SetsUpForWhatMayBeServedOnly)
+{
+    EXPECT_TRUE(lamprey_decide_setup(1, ncclInt8));
+    EXPECT_TRUE(lamprey_decide_setup(16 << 20, ncclUint8));
+    EXPECT_FALSE(lamprey_decide_setup((16 << 20) + 1, ncclUint8));
+    EXPECT_TRUE(lamprey_decide_setup(2 << 20, ncclFloat64));
+    EXPECT_FALSE(lamprey_decide_setup((2 << 20) + 1, ncclFloat64));
+    EXPECT_FALSE(lamprey_decide_setup(SIZE_MAX, ncclFloat64));
+    EXPECT_FALSE(lamprey_decide_setup(1, (ncclDataType_t)77));
+}
+
 TEST(Decide, LeavesFp8ToNcclWhereSomeRankCannot)
 {
     auto all = records(3);
@@ -223,6 +234,15 @@ TEST(Decide, LeavesFp8ToNcclWhereSomeRankCannot)
                       has ? LAMPREY_SERVE : LAMPREY_NOT_TYPE);
         }
     }
+}
+
+TEST(Decide, ChecksCallsWhereSomeRankAsks)
+{
+    auto all = records(3);
+    char reason[256];
+    EXPECT_FALSE(lamprey_agree(all.data(), 3, reason, sizeof reason).check);
+    all[2].check = 1;
+    EXPECT_TRUE(lamprey_agree(all.data(), 3, reason, sizeof reason).check);
 }
 
 std::string kernel_for(int nranks, lamprey_algorithm_choice choice, size_t count,

@@ -261,6 +261,16 @@ TEST(Preload, LeavesProgramsWithoutNcclAlone)
     EXPECT_EQ(outcome.log, "usage: caller COMMAND ARGUMENT...\n");
 }
 
+// Launchers start many of these.
+TEST(Preload, OpensNothingInProgramsWithoutNccl)
+{
+    Outcome outcome = run({}, {{"LD_PRELOAD", absolute(kLibrary)}, {"LD_DEBUG", "files"}});
+    EXPECT_NE(outcome.log.find("liblamprey.so"), std::string::npos) << outcome;
+    for (const char *other : {"libcuda", "libnccl", "liblamprey-topology", "hwloc", "nvidia"}) {
+        EXPECT_EQ(outcome.log.find(other), std::string::npos) << other << outcome;
+    }
+}
+
 TEST(FirstCopy, TellsTheFirstFromTheOthers)
 {
     Installed installed;

@@ -22,6 +22,15 @@ TEST_F(Serving, ServesThreads)
     }
 }
 
+// As launchers do that show each process its own GPU, which is GPU 0 to all of them.
+TEST_F(Serving, ServesProcessesThatSeeOneGpuEach)
+{
+    processes(4, [](int rank) {
+        setenv("CUDA_VISIBLE_DEVICES", std::to_string(7 - 2 * rank).c_str(), 1);
+        mixed_rounds(rank, 4);
+    });
+}
+
 TEST_F(Serving, LeavesWhatItDoesNotTakeToNccl)
 {
     setenv("LAMPREY_MAX_BYTES", "1M", 1);

@@ -92,6 +92,17 @@ TEST_F(ServingFabric, KeepsToDescriptorsOnOneHost)
     });
 }
 
+// A name for each rank is how NCCL is made to take several on one GPU: no host of its own then.
+TEST_F(ServingFabric, LeavesHostNamesAsideWhereRanksShareAGpu)
+{
+    expect_four_told("are served (one host, ", [](int rank) {
+        setenv("NCCL_HOSTID", std::to_string(rank).c_str(), 1);
+        setenv("LAMPREY_SHARE_GPU", "1", 1);
+        setenv("LAMPREY_EMULATOR_GPUS", "1", 1);
+        setenv("LAMPREY_EMULATOR_HOST", "0", 1);
+    });
+}
+
 TEST_F(ServingFabric, RefusesWhereOneHostHasNoImexChannel)
 {
     expect_four_refused("rank 2: no staging memory for other hosts to map (not permitted; is there "
@@ -105,7 +116,7 @@ TEST_F(ServingFabric, RefusesWhereOneHostHasNoImexChannel)
 
 TEST_F(ServingFabric, RefusesWhereHostsHaveDifferentChannels)
 {
-    expect_four_refused("rank 0: a peer's staging memory can't be mapped (CUDA driver call failed)",
+    expect_four_refused("rank 0: rank 2's staging memory can't be mapped (CUDA driver call failed)",
                         [](int rank) { setenv("LAMPREY_EMULATOR_IMEX", rank / 2 ? "1" : "0", 1); });
 }
 

@@ -87,4 +87,45 @@ TEST_F(Serving, KeepsOrderOverChangingAndDestroyedStreams)
     });
 }
 
+// More streams joined than a piece of work has ends: each is one more dependency of the next call.
+TEST_F(Serving, CapturesBehindManyJoinedStreams)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        self.round(LAMPREY_REFERENCE_BF16, 100, 1);
+        self.fill(LAMPREY_REFERENCE_BF16, 100, 2);
+        CUstream joined = nullptr;
+        CUevent event = nullptr;
+        CUgraph graph = nullptr;
+        CUgraphExec executable = nullptr;
+        REQUIRE(cuStreamCreate(&joined, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
+        REQUIRE(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING) == CUDA_SUCCESS);
+        REQUIRE(cuStreamBeginCapture(self.stream, CU_STREAM_CAPTURE_MODE_RELAXED) == CUDA_SUCCESS);
+        REQUIRE(self.all_reduce(LAMPREY_REFERENCE_BF16, 100) == ncclSuccess);
+        REQUIRE(cuEventRecord(event, self.stream) == CUDA_SUCCESS);
+        std::vector<CUstream> forks(12);
+        for (CUstream &fork : forks) {
+            REQUIRE(cuStreamCreate(&fork, CU_STREAM_NON_BLOCKING) == CUDA_SUCCESS);
+            REQUIRE(cuEventRecord(event, self.stream) == CUDA_SUCCESS);
+            REQUIRE(cuStreamWaitEvent(fork, event, 0) == CUDA_SUCCESS);
+            REQUIRE(cuMemsetD8Async(self.recv + (1 << 20), 1, 16, fork) == CUDA_SUCCESS);
+            REQUIRE(cuEventRecord(event, fork) == CUDA_SUCCESS);
+            REQUIRE(cuStreamWaitEvent(joined, event, 0) == CUDA_SUCCESS);
+        }
+        REQUIRE(ncclAllReduce((void *)self.send, (void *)self.recv, 100, ncclBfloat16, ncclSum,
+                              self.comm, (cudaStream_t)joined) == ncclSuccess);
+        REQUIRE(cuEventRecord(event, joined) == CUDA_SUCCESS);
+        REQUIRE(cuStreamWaitEvent(self.stream, event, 0) == CUDA_SUCCESS);
+        REQUIRE(cuStreamEndCapture(self.stream, &graph) == CUDA_SUCCESS);
+        REQUIRE(cuGraphInstantiate(&executable, graph, 0) == CUDA_SUCCESS);
+        REQUIRE(cuGraphDestroy(graph) == CUDA_SUCCESS);
+        REQUIRE(cuGraphLaunch(executable, self.stream) == CUDA_SUCCESS);
+        self.check(LAMPREY_REFERENCE_BF16, 100, 2, true);
+        REQUIRE(stats_of(self.comm).served_captured == 2);
+        REQUIRE(cuGraphExecDestroy(executable) == CUDA_SUCCESS);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
 } // namespace

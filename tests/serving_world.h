@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <fstream>
 #include <functional>
@@ -36,6 +37,13 @@ namespace serving_test {
 using lamprey_test::element_type;
 
 constexpr int kDeadlineSeconds = 120;
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized =
+    true; // memory isn't used again soon, and what an exit leaves is reported
+#else
+constexpr bool kSanitized = false;
+#endif
 
 // What a child finds wrong ends it with a message; the parent sees the exit code.
 #define REQUIRE(condition)                                                                         \
@@ -93,21 +101,21 @@ inline lampreyStats stats_of(ncclComm_t comm)
     return stats;
 }
 
-inline size_t streams()
+inline CUstream make_stream(unsigned flags = CU_STREAM_NON_BLOCKING)
 {
-    size_t count = 0;
-    lampreyEmulatorCounts(nullptr, nullptr, nullptr, &count, nullptr);
-    return count;
+    CUstream stream = nullptr;
+    REQUIRE(cuStreamCreate(&stream, flags) == CUDA_SUCCESS);
+    return stream;
 }
 
 // What this process holds now.
 struct Counts {
-    size_t driver[5] = {};
-    int descriptors = 0;
+    size_t mappings, allocations, handles, streams, events;
+    size_t descriptors = 0;
 
     Counts()
     {
-        lampreyEmulatorCounts(&driver[0], &driver[1], &driver[2], &driver[3], &driver[4]);
+        lampreyEmulatorCounts(&mappings, &allocations, &handles, &streams, &events);
         for (int fd = 0; fd < 1024; fd++) {
             descriptors += fcntl(fd, F_GETFD) >= 0;
         }
@@ -115,7 +123,7 @@ struct Counts {
 
     bool operator==(const Counts &other) const
     {
-        return memcmp(driver, other.driver, sizeof driver) == 0 && descriptors == other.descriptors;
+        return memcmp(this, &other, sizeof other) == 0;
     }
 };
 
@@ -204,9 +212,9 @@ struct Rank {
     // would answer ncclInvalidArgument, or worse.
     void all_reduce_until_abort(size_t count, bool grouped, const std::function<void()> &meanwhile)
     {
-        const size_t before = streams();
+        const size_t before = Counts().streams;
         std::thread aborter([&] {
-            while (streams() == before) {
+            while (Counts().streams == before) {
                 usleep(200);
             }
             meanwhile();
@@ -234,6 +242,58 @@ struct Rank {
         share_id(rank);
         REQUIRE(ncclCommInitRank(&comm, nranks, shared->id, rank) == ncclSuccess);
     }
+};
+
+// One buffer of the ranks that every step multiplies by their number: steps that overlap, or run
+// twice or never, show.
+class Chain {
+  public:
+    explicit Chain(const Rank &self) : self_(self)
+    {
+        const std::vector<uint64_t> ones(kCount, 1);
+        REQUIRE(cuMemAlloc(&at_, kCount * sizeof ones[0]) == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyHtoD(at_, ones.data(), kCount * sizeof ones[0]) == CUDA_SUCCESS);
+        uint64_t one = 1;
+        REQUIRE(ncclRedOpCreatePreMulSum(&scaled_, &one, ncclUint64, ncclScalarHostImmediate,
+                                         self.comm) == ncclSuccess);
+    }
+
+    ncclResult_t call(bool ours, CUstream stream)
+    {
+        return ncclAllReduce((void *)at_, (void *)at_, kCount, ncclUint64, ours ? ncclSum : scaled_,
+                             self_.comm, (cudaStream_t)stream);
+    }
+
+    // A step, now or when a graph is replayed.
+    void step(bool ours, CUstream stream)
+    {
+        REQUIRE(call(ours, stream) == ncclSuccess);
+    }
+
+    // After this many steps; waits for the whole GPU.
+    void expect(int steps)
+    {
+        std::vector<uint64_t> got(kCount);
+        uint64_t expected = 1;
+        for (int i = 0; i < steps; i++) {
+            expected *= (uint64_t)self_.nranks;
+        }
+        REQUIRE(cuCtxSynchronize() == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyDtoH(got.data(), at_, kCount * sizeof got[0]) == CUDA_SUCCESS);
+        for (const uint64_t &value : got) {
+            if (value != expected) {
+                fprintf(stderr, "element %zu is %llx, not %llx\n", &value - got.data(),
+                        (unsigned long long)value, (unsigned long long)expected);
+            }
+            REQUIRE(value == expected);
+        }
+    }
+
+  private:
+    static constexpr size_t kCount = 300;
+    const Rank &self_;
+    CUdeviceptr at_ = 0;
+    ncclRedOp_t scaled_;
 };
 
 // Captures count calls into a graph on rank's stream.

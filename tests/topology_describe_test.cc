@@ -19,7 +19,8 @@
 
 // hwloc 2.9's own XML parser loses one object where a truncated file breaks off.
 extern "C" const char *__lsan_default_suppressions();
-extern "C" const char *__lsan_default_suppressions() {
+extern "C" const char *__lsan_default_suppressions()
+{
     return "leak:hwloc_alloc_setup_object\n";
 }
 
@@ -36,12 +37,14 @@ struct Answer {
 
 class DescribeTest : public testing::Test {
   protected:
-    static void SetUpTestSuite() {
+    static void SetUpTestSuite()
+    {
         /* Has NVML's soname, and so is this machine's NVML from here on. */
         nvml_ = dlopen("tests/libfake_nvml.so", RTLD_NOW | RTLD_LOCAL);
         ASSERT_NE(nullptr, nvml_) << dlerror();
     }
-    void SetUp() override {
+    void SetUp() override
+    {
         /* Stays, as in the plugin; also, LSan can't name the functions of what is gone. */
         library_ = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
         ASSERT_NE(nullptr, library_) << dlerror();
@@ -49,13 +52,15 @@ class DescribeTest : public testing::Test {
             reinterpret_cast<lamprey_topology_describe>(dlsym(library_, "lampreyTopologyDescribe"));
         ASSERT_NE(nullptr, describe_);
     }
-    void TearDown() override {
+    void TearDown() override
+    {
         if (library_ != nullptr) {
             dlclose(library_);
         }
     }
 
-    Answer ask(const char *path, uint64_t pci_id) const {
+    Answer ask(const char *path, uint64_t pci_id) const
+    {
         Answer answer = {};
         char reason[512];
         memset(reason, 'x', sizeof(reason));
@@ -72,21 +77,25 @@ class DescribeTest : public testing::Test {
 
 void *DescribeTest::nvml_;
 
-uint64_t emulated(uint32_t gpu) {
+uint64_t emulated(uint32_t gpu)
+{
     return lamprey_pci_id(0, 0x10 + gpu, 0, 0);
 }
 
-void copy_file(const std::string &from, const std::string &to) {
+void copy_file(const std::string &from, const std::string &to)
+{
     std::ifstream in(from, std::ios::binary);
     ASSERT_TRUE(in.good());
     std::ofstream(to, std::ios::binary | std::ios::trunc) << in.rdbuf();
 }
 
-void copy_fixture(const std::string &name, const std::string &path) {
+void copy_fixture(const std::string &name, const std::string &path)
+{
     copy_file("tests/fixtures/" + name + ".xml", path);
 }
 
-TEST_F(DescribeTest, DescribesTheEmulatorsMachine) {
+TEST_F(DescribeTest, DescribesTheEmulatorsMachine)
+{
     for (uint32_t gpu = 0; gpu < 8; gpu++) {
         Answer answer = ask(kEmulator, emulated(gpu));
         EXPECT_EQ(0, answer.code);
@@ -98,7 +107,8 @@ TEST_F(DescribeTest, DescribesTheEmulatorsMachine) {
     }
 }
 
-TEST_F(DescribeTest, DescribesThisMachine) {
+TEST_F(DescribeTest, DescribesThisMachine)
+{
     for (uint32_t gpu = 0; gpu < 2; gpu++) {
         Answer answer = ask(nullptr, lamprey_pci_id(0x7f00 + gpu, 1, 0, 0));
         EXPECT_EQ(0, answer.code) << answer.reason;
@@ -108,7 +118,8 @@ TEST_F(DescribeTest, DescribesThisMachine) {
 }
 
 /* A copy of the library has probed nothing yet. */
-TEST_F(DescribeTest, ProbesAgainWhileTheFabricIsInProgress) {
+TEST_F(DescribeTest, ProbesAgainWhileTheFabricIsInProgress)
+{
     std::string path = testing::TempDir() + "topology_describe_copy.so";
     copy_file(kLibrary, path);
     void *copy = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
@@ -126,14 +137,16 @@ TEST_F(DescribeTest, ProbesAgainWhileTheFabricIsInProgress) {
     dlclose(copy);
 }
 
-TEST_F(DescribeTest, ExportsOneSymbol) {
+TEST_F(DescribeTest, ExportsOneSymbol)
+{
     for (const char *name : {"lamprey_machine_create", "lamprey_tree_load", "lamprey_annotate",
                              "lamprey_probe_create", "lamprey_nvml_load", "lamprey_load_file"}) {
         EXPECT_EQ(nullptr, dlsym(library_, name)) << name;
     }
 }
 
-TEST_F(DescribeTest, RefusesOtherVersionsAndSizes) {
+TEST_F(DescribeTest, RefusesOtherVersionsAndSizes)
+{
     lamprey_gpu_links links;
     memset(&links, 0x5a, sizeof(links));
     const lamprey_gpu_links before = links;
@@ -155,7 +168,8 @@ TEST_F(DescribeTest, RefusesOtherVersionsAndSizes) {
     EXPECT_EQ(0, memcmp(&before, &links, sizeof(links)));
 }
 
-TEST_F(DescribeTest, NeedsNoRoomForAReason) {
+TEST_F(DescribeTest, NeedsNoRoomForAReason)
+{
     lamprey_gpu_links links;
     EXPECT_EQ(ENODEV,
               describe_(LAMPREY_TOPOLOGY_VERSION, kEmulator, 1, &links, sizeof(links), nullptr, 0));
@@ -168,7 +182,8 @@ TEST_F(DescribeTest, NeedsNoRoomForAReason) {
     EXPECT_EQ('x', reason[3]);
 }
 
-TEST_F(DescribeTest, NamesAGpuThatIsNotThere) {
+TEST_F(DescribeTest, NamesAGpuThatIsNotThere)
+{
     Answer answer = ask(kEmulator, lamprey_pci_id(0, 0x99, 0, 0));
     EXPECT_EQ(ENODEV, answer.code);
     EXPECT_EQ("no GPU 0000:99:00.0 among the 8 of tests/fixtures/emulator-8.xml", answer.reason);
@@ -177,7 +192,8 @@ TEST_F(DescribeTest, NamesAGpuThatIsNotThere) {
     EXPECT_EQ(0u, answer.reason.find("no GPU 7fff:99:00.0 among the ")) << answer.reason;
 }
 
-TEST_F(DescribeTest, SaysThatLinksAreUnknown) {
+TEST_F(DescribeTest, SaysThatLinksAreUnknown)
+{
     Answer answer = ask("tests/fixtures/not-annotated-8.xml", lamprey_pci_id(0, 0x43, 0, 0));
     EXPECT_EQ(0, answer.code);
     EXPECT_EQ(LAMPREY_NVLINK_UNKNOWN, answer.links.kind);
@@ -189,7 +205,8 @@ TEST_F(DescribeTest, SaysThatLinksAreUnknown) {
               answer.reason);
 }
 
-TEST_F(DescribeTest, RefusesFilesThatAreNoTopology) {
+TEST_F(DescribeTest, RefusesFilesThatAreNoTopology)
+{
     for (const char *path :
          {"tests/fixtures/malformed-truncated.xml", "tests/fixtures/malformed-uuid.xml",
           "tests/fixtures/malformed-v4.xml", "tests/fixtures/malformed-empty.xml",
@@ -208,7 +225,8 @@ TEST_F(DescribeTest, RefusesFilesThatAreNoTopology) {
     EXPECT_EQ(0, ask(kEmulator, emulated(0)).code);
 }
 
-TEST_F(DescribeTest, SeesThatAFileHasChanged) {
+TEST_F(DescribeTest, SeesThatAFileHasChanged)
+{
     std::string path = testing::TempDir() + "topology_describe.xml";
     copy_fixture("emulator-8", path);
     EXPECT_EQ(0, ask(path.c_str(), emulated(0)).code);
@@ -219,7 +237,8 @@ TEST_F(DescribeTest, SeesThatAFileHasChanged) {
     EXPECT_EQ(EIO, ask(path.c_str(), lamprey_pci_id(0, 0x1b, 0, 0)).code);
 }
 
-TEST_F(DescribeTest, AnswersFromWhatItKeptWhileTheFileIsTheSame) {
+TEST_F(DescribeTest, AnswersFromWhatItKeptWhileTheFileIsTheSame)
+{
     std::string path = testing::TempDir() + "topology_describe_kept.xml";
     copy_fixture("emulator-8", path);
     struct stat before;
@@ -233,7 +252,8 @@ TEST_F(DescribeTest, AnswersFromWhatItKeptWhileTheFileIsTheSame) {
     remove(path.c_str());
 }
 
-TEST_F(DescribeTest, AnswersManyThreads) {
+TEST_F(DescribeTest, AnswersManyThreads)
+{
     std::atomic<int> wrong{0};
     std::vector<std::thread> threads;
     for (uint32_t id = 0; id < 8; id++) {
@@ -256,7 +276,8 @@ TEST_F(DescribeTest, AnswersManyThreads) {
     EXPECT_EQ(0, wrong.load());
 }
 
-TEST_F(DescribeTest, KeepsNothingOpenBetweenCalls) {
+TEST_F(DescribeTest, KeepsNothingOpenBetweenCalls)
+{
     auto descriptors = [] {
         int open = 0;
         for (int fd = 0; fd < 1024; fd++) {

@@ -15,7 +15,8 @@
 
 // Instead of hwloc's: as if the process held another one.
 static unsigned api_version = HWLOC_API_VERSION;
-extern "C" unsigned hwloc_get_api_version(void) {
+extern "C" unsigned hwloc_get_api_version(void)
+{
     return api_version;
 }
 
@@ -31,7 +32,8 @@ using lamprey::record_of;
 
 const char *const kKinds[] = {"unknown", "none", "direct", "switch"};
 
-std::string test_name(const std::string &fixture) {
+std::string test_name(const std::string &fixture)
+{
     std::string name = fixture;
     for (char &c : name) {
         c = isalnum(static_cast<unsigned char>(c)) ? c : '_';
@@ -40,7 +42,8 @@ std::string test_name(const std::string &fixture) {
 }
 
 /* A cell of machines.txt: * is any value. */
-void expect_cell(const std::string &want, const std::string &got, const std::string &what) {
+void expect_cell(const std::string &want, const std::string &got, const std::string &what)
+{
     if (want != "*") {
         EXPECT_EQ(want, got) << what;
     }
@@ -48,7 +51,8 @@ void expect_cell(const std::string &want, const std::string &got, const std::str
 
 class MachineTest : public testing::TestWithParam<MachineRow> {};
 
-TEST_P(MachineTest, ReadsAsItsRow) {
+TEST_P(MachineTest, ReadsAsItsRow)
+{
     const MachineRow &want = GetParam();
     Machine machine = load_fixture(want.name);
     ASSERT_NE(nullptr, machine);
@@ -83,7 +87,8 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, MachineTest, testing::ValuesIn(lamprey::machi
                          });
 
 /* Malformed ones, and one that hwloc may not read, have tests of their own. */
-TEST(MachineTablesTest, EveryMachineHasARowAndADecision) {
+TEST(MachineTablesTest, EveryMachineHasARowAndADecision)
+{
     std::set<std::string> files;
     for (const auto &entry : std::filesystem::directory_iterator("tests/fixtures")) {
         std::string name = entry.path().stem();
@@ -109,12 +114,14 @@ TEST(MachineTablesTest, EveryMachineHasARowAndADecision) {
     EXPECT_EQ(std::set<std::string>(), rows) << "no decision";
 }
 
-TEST(ReadTest, TellsWhoAnnotated) {
+TEST(ReadTest, TellsWhoAnnotated)
+{
     EXPECT_STREQ("nvml 580.159.04", load_fixture("hgx-h200-vm-2")->probe);
     EXPECT_STREQ("", load_fixture("not-annotated-8")->probe);
 }
 
-TEST(ReadTest, ReadsIdentity) {
+TEST(ReadTest, ReadsIdentity)
+{
     Machine machine = load_fixture("gb200-tray-b");
     const uint64_t ids[] = {lamprey_pci_id(0x8, 1, 0, 0), lamprey_pci_id(0x9, 1, 0, 0),
                             lamprey_pci_id(0x18, 1, 0, 0), lamprey_pci_id(0x19, 1, 0, 0)};
@@ -126,7 +133,8 @@ TEST(ReadTest, ReadsIdentity) {
     EXPECT_STREQ("GPU-000000b2-0000-4000-8000-000000000005", machine->gpus[1].uuid);
 }
 
-TEST(ReadTest, ReadsTheFabric) {
+TEST(ReadTest, ReadsTheFabric)
+{
     const uint8_t cluster[16] = {0xc5, 0x6b, 0x1f, 0x5e, 0x7d, 0x0a, 0x4c, 0x3e,
                                  0x9b, 0x2f, 0x60, 0x71, 0x82, 0x93, 0xa4, 0xb5};
     Machine machine = load_fixture("gb200-unhealthy");
@@ -142,7 +150,8 @@ TEST(ReadTest, ReadsTheFabric) {
     EXPECT_EQ(2u, machine->gpus[2].links.fabric_state);
 }
 
-TEST(ReadTest, ReadsLocalityWithoutGpuMemoryNodes) {
+TEST(ReadTest, ReadsLocalityWithoutGpuMemoryNodes)
+{
     const struct {
         const char *name;
         std::vector<int> numa;
@@ -162,7 +171,8 @@ TEST(ReadTest, ReadsLocalityWithoutGpuMemoryNodes) {
     }
 }
 
-TEST(ReadTest, ReadsPairs) {
+TEST(ReadTest, ReadsPairs)
+{
     const struct {
         const char *name;
         size_t a;
@@ -198,7 +208,8 @@ TEST(ReadTest, ReadsPairs) {
     }
 }
 
-TEST(ReadTest, ListsDirectPeers) {
+TEST(ReadTest, ListsDirectPeers)
+{
     Machine machine = load_fixture("v100-cube-mesh-8");
     const size_t peers[8][4] = {{1, 2, 3, 4}, {0, 2, 3, 5}, {0, 1, 3, 6}, {0, 1, 2, 7},
                                 {0, 5, 6, 7}, {1, 4, 6, 7}, {2, 4, 5, 7}, {3, 4, 5, 6}};
@@ -209,7 +220,8 @@ TEST(ReadTest, ListsDirectPeers) {
     }
 }
 
-TEST(ReadTest, ListsPeersWhereTheSwitchesMayNotJoinAll) {
+TEST(ReadTest, ListsPeersWhereTheSwitchesMayNotJoinAll)
+{
     Machine machine = load_fixture("hgx-h100-p2p-off");
     ASSERT_EQ(8u, machine->ngpus);
     for (size_t i = 0; i < 8; i++) {
@@ -219,7 +231,8 @@ TEST(ReadTest, ListsPeersWhereTheSwitchesMayNotJoinAll) {
     }
 }
 
-TEST(ReadTest, MigCostsTheOthersNothing) {
+TEST(ReadTest, MigCostsTheOthersNothing)
+{
     Machine machine = load_fixture("hgx-h100-mig");
     ASSERT_EQ(8u, machine->ngpus);
     EXPECT_EQ(1u, machine->gpus[0].links.mig);
@@ -229,7 +242,8 @@ TEST(ReadTest, MigCostsTheOthersNothing) {
     }
 }
 
-TEST(ReadTest, FindsGpusWhateverTheirFunction) {
+TEST(ReadTest, FindsGpusWhateverTheirFunction)
+{
     lamprey_machine_gpu gpus[3] = {};
     gpus[0].pci_id = lamprey_pci_id(0, 0x10, 0, 4);
     gpus[1].pci_id = lamprey_pci_id(0, 0x11, 0, 4);
@@ -248,13 +262,15 @@ struct Malformed {
     const char *reason; /* part of it */
 };
 
-void PrintTo(const Malformed &file, std::ostream *out) {
+void PrintTo(const Malformed &file, std::ostream *out)
+{
     *out << file.name;
 }
 
 class MalformedTest : public testing::TestWithParam<Malformed> {};
 
-TEST_P(MalformedTest, IsRefusedWithAReason) {
+TEST_P(MalformedTest, IsRefusedWithAReason)
+{
     std::string path = fixture_path(GetParam().name);
     lamprey_machine *machine = nullptr;
     Reason reason;
@@ -290,7 +306,8 @@ INSTANTIATE_TEST_SUITE_P(
     [](const testing::TestParamInfo<Malformed> &info) { return test_name(info.param.name); });
 
 /* hwloc 2 reads version 3 of its format from 2.10 on. What it reads must mean the same to us. */
-TEST(ReadTest, ReadsTheFormatOfHwloc3WhereHwlocDoes) {
+TEST(ReadTest, ReadsTheFormatOfHwloc3WhereHwlocDoes)
+{
     std::string path = fixture_path("hwloc-3-vm-2");
     hwloc_topology_t tree = nullptr;
     ASSERT_EQ(0, hwloc_topology_init(&tree));
@@ -309,7 +326,8 @@ TEST(ReadTest, ReadsTheFormatOfHwloc3WhereHwlocDoes) {
 }
 
 /* Every cut of a good file is refused or, where only white space is lost, read: never a crash. */
-TEST(ReadTest, SurvivesATruncatedFile) {
+TEST(ReadTest, SurvivesATruncatedFile)
+{
     std::string whole = lamprey::read_file(fixture_path("hgx-h200-vm-2"));
     std::string path = testing::TempDir() + "topology_read_cut.xml";
     size_t refused = 0;
@@ -327,14 +345,16 @@ TEST(ReadTest, SurvivesATruncatedFile) {
     remove(path.c_str());
 }
 
-TEST(ReadTest, TakesNoStandardInput) {
+TEST(ReadTest, TakesNoStandardInput)
+{
     lamprey_machine *machine = nullptr;
     Reason reason;
     EXPECT_EQ(EIO, lamprey_load_file("-", &machine, reason));
     EXPECT_EQ("the topology must be a file, not \"-\"", reason.text());
 }
 
-TEST(ReadTest, RefusesAnHwlocOfAnotherAbi) {
+TEST(ReadTest, RefusesAnHwlocOfAnotherAbi)
+{
     lamprey_machine *machine = nullptr;
     Reason reason;
     api_version = 0x10b00;
@@ -346,7 +366,8 @@ TEST(ReadTest, RefusesAnHwlocOfAnotherAbi) {
     lamprey_machine_destroy(machine);
 }
 
-TEST(ReadTest, ParsesPciIds) {
+TEST(ReadTest, ParsesPciIds)
+{
     const struct {
         const char *text;
         bool valid;

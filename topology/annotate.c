@@ -23,13 +23,15 @@ struct subject {
     unsigned to_switches;
 };
 
-bool lamprey_annotate_wanted(hwloc_topology_t tree) {
+bool lamprey_annotate_wanted(hwloc_topology_t tree)
+{
     return hwloc_topology_is_thissystem(tree) &&
            hwloc_obj_get_info_by_name(hwloc_get_root_obj(tree), LAMPREY_ATTRIBUTE_PROBE) == NULL;
 }
 
 __attribute__((format(printf, 3, 4))) static int add(hwloc_obj_t object, const char *name,
-                                                     const char *format, ...) {
+                                                     const char *format, ...)
+{
     char text[LAMPREY_PROBE_MAX_LINKS * LAMPREY_PCI_TEXT];
     va_list arguments;
     va_start(arguments, format);
@@ -38,11 +40,13 @@ __attribute__((format(printf, 3, 4))) static int add(hwloc_obj_t object, const c
     return hwloc_obj_add_info(object, name, text);
 }
 
-static int add_known(hwloc_obj_t object, const char *name, int64_t value) {
+static int add_known(hwloc_obj_t object, const char *name, int64_t value)
+{
     return value != LAMPREY_PROBE_UNKNOWN ? add(object, name, "%" PRId64, value) : 0;
 }
 
-static hwloc_obj_t find_gpu(const struct lamprey_tree_gpu *gpus, size_t ngpus, uint64_t pci_id) {
+static hwloc_obj_t find_gpu(const struct lamprey_tree_gpu *gpus, size_t ngpus, uint64_t pci_id)
+{
     for (size_t i = 0; i < ngpus; i++) {
         if (gpus[i].pci_id == pci_id) {
             return gpus[i].object;
@@ -57,7 +61,8 @@ static hwloc_obj_t find_gpu(const struct lamprey_tree_gpu *gpus, size_t ngpus, u
 }
 
 /* hwloc may be blind where NVML is not; then a Misc object stands for the GPU. */
-static hwloc_obj_t stand_in(hwloc_topology_t tree, uint64_t pci_id) {
+static hwloc_obj_t stand_in(hwloc_topology_t tree, uint64_t pci_id)
+{
     char text[LAMPREY_PCI_TEXT];
     hwloc_obj_t object = hwloc_topology_insert_misc_object(tree, hwloc_get_root_obj(tree),
                                                            LAMPREY_ATTRIBUTE_MISC_GPU);
@@ -71,7 +76,8 @@ static hwloc_obj_t stand_in(hwloc_topology_t tree, uint64_t pci_id) {
 /* What older drivers don't classify is looked up in the tree; what stays unknown is taken for a
  * switch, as NCCL does: switches are what hypervisors hide. */
 static int remote_type(hwloc_topology_t tree, const struct subject *subjects, size_t n,
-                       const struct lamprey_probe_link *link) {
+                       const struct lamprey_probe_link *link)
+{
     if (link->remote_type == LAMPREY_NVML_REMOTE_GPU ||
         link->remote_type == LAMPREY_NVML_REMOTE_SWITCH) {
         return link->remote_type;
@@ -94,7 +100,8 @@ static int remote_type(hwloc_topology_t tree, const struct subject *subjects, si
 }
 
 static void classify_links(hwloc_topology_t tree, const struct subject *subjects, size_t n,
-                           struct subject *subject) {
+                           struct subject *subject)
+{
     for (int64_t i = 0; i < subject->gpu->links_active; i++) {
         struct lamprey_probe_link *link = &subject->gpu->links[i];
         link->remote_type = remote_type(tree, subjects, n, link);
@@ -106,7 +113,8 @@ static void classify_links(hwloc_topology_t tree, const struct subject *subjects
     }
 }
 
-static unsigned links_to(const struct subject *subject, uint64_t pci_id) {
+static unsigned links_to(const struct subject *subject, uint64_t pci_id)
+{
     unsigned n = 0;
     for (int64_t i = 0; i < subject->gpu->links_active; i++) {
         const struct lamprey_probe_link *link = &subject->gpu->links[i];
@@ -116,7 +124,8 @@ static unsigned links_to(const struct subject *subject, uint64_t pci_id) {
     return n;
 }
 
-static int write_peers(const struct subject *subject) {
+static int write_peers(const struct subject *subject)
+{
     const struct lamprey_probe_gpu *gpu = subject->gpu;
     char list[LAMPREY_PROBE_MAX_LINKS * LAMPREY_PCI_TEXT] = "";
     size_t length = 0;
@@ -137,7 +146,8 @@ static int write_peers(const struct subject *subject) {
     return length > 0 ? add(subject->object, LAMPREY_ATTRIBUTE_PEERS, "%s", list) : 0;
 }
 
-static int write_links(const struct subject *subject) {
+static int write_links(const struct subject *subject)
+{
     const struct lamprey_probe_gpu *gpu = subject->gpu;
     hwloc_obj_t object = subject->object;
     if (gpu->links_active == LAMPREY_PROBE_UNKNOWN) {
@@ -161,7 +171,8 @@ static int write_links(const struct subject *subject) {
     return failed;
 }
 
-static int write_fabric(const struct subject *subject) {
+static int write_fabric(const struct subject *subject)
+{
     const struct lamprey_probe_gpu *gpu = subject->gpu;
     hwloc_obj_t object = subject->object;
     if (gpu->fabric_state == LAMPREY_PROBE_UNKNOWN) {
@@ -185,7 +196,8 @@ static int write_fabric(const struct subject *subject) {
     return failed;
 }
 
-static int write_gpu(const struct subject *subject) {
+static int write_gpu(const struct subject *subject)
+{
     const struct lamprey_probe_gpu *gpu = subject->gpu;
     hwloc_obj_t object = subject->object;
     int failed = 0;
@@ -204,7 +216,8 @@ static int write_gpu(const struct subject *subject) {
 }
 
 static const struct subject *subject_of(const struct subject *subjects, size_t n,
-                                        hwloc_obj_t object) {
+                                        hwloc_obj_t object)
+{
     for (size_t i = 0; i < n; i++) {
         if (subjects[i].object == object) {
             return &subjects[i];
@@ -213,13 +226,15 @@ static const struct subject *subject_of(const struct subject *subjects, size_t n
     return NULL;
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b) {
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
     return a < b ? a : b;
 }
 
 /* MB/s between two GPUs of the topology, of which NVML may know one only. */
 static uint64_t pair_mbps(const struct subject *a, uint64_t a_id, const struct subject *b,
-                          uint64_t b_id) {
+                          uint64_t b_id)
+{
     uint64_t a_speed = a != NULL && a->gpu->links_active > 0 ? (uint64_t)a->gpu->link_mbps : 0;
     uint64_t b_speed = b != NULL && b->gpu->links_active > 0 ? (uint64_t)b->gpu->link_mbps : 0;
     uint64_t a_direct = a_speed != 0 ? a_speed * links_to(a, b_id) : 0;
@@ -233,7 +248,8 @@ static uint64_t pair_mbps(const struct subject *a, uint64_t a_id, const struct s
 
 static int write_matrix(hwloc_topology_t tree, const struct lamprey_probe *probe,
                         const struct subject *subjects, const struct lamprey_tree_gpu *gpus,
-                        size_t n, const struct lamprey_reason *reason) {
+                        size_t n, const struct lamprey_reason *reason)
+{
     hwloc_obj_t *objects = calloc(n, sizeof(*objects));
     hwloc_uint64_t *values = calloc(n * n, sizeof(*values));
     int result = ENOMEM;
@@ -272,7 +288,8 @@ out:
 }
 
 static int write_all(hwloc_topology_t tree, const struct lamprey_probe *probe,
-                     struct subject *subjects, const struct lamprey_reason *reason) {
+                     struct subject *subjects, const struct lamprey_reason *reason)
+{
     struct lamprey_tree_gpu *gpus = NULL;
     size_t ngpus = 0;
     int result = lamprey_tree_gpus(tree, &gpus, &ngpus, reason);
@@ -320,7 +337,8 @@ out:
 }
 
 int lamprey_annotate(hwloc_topology_t tree, const struct lamprey_nvml *nvml,
-                     const struct lamprey_reason *reason) {
+                     const struct lamprey_reason *reason)
+{
     struct lamprey_probe *probe = NULL;
     int result = lamprey_probe_create(nvml, &probe, reason);
     if (result != 0) {

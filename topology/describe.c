@@ -28,7 +28,8 @@ _Static_assert(__builtin_types_compatible_p(__typeof__(&lampreyTopologyDescribe)
                                             lamprey_topology_describe),
                "what callers look up");
 
-static bool is_settled(const struct lamprey_machine *machine) {
+static bool is_settled(const struct lamprey_machine *machine)
+{
     for (size_t i = 0; i < machine->ngpus; i++) {
         if (machine->gpus[i].links.fabric_state == FABRIC_IN_PROGRESS) {
             return false;
@@ -37,7 +38,8 @@ static bool is_settled(const struct lamprey_machine *machine) {
     return true;
 }
 
-static int get_live(const struct lamprey_reason *reason, const struct lamprey_machine **machine) {
+static int get_live(const struct lamprey_reason *reason, const struct lamprey_machine **machine)
+{
     if (live == NULL || !is_settled(live)) {
         struct lamprey_machine *fresh = NULL;
         struct lamprey_reason note = {.text = live_note, .size = sizeof(live_note)};
@@ -52,13 +54,15 @@ static int get_live(const struct lamprey_reason *reason, const struct lamprey_ma
     return 0;
 }
 
-static bool is_same_file(const struct stat *a, const struct stat *b) {
+static bool is_same_file(const struct stat *a, const struct stat *b)
+{
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
            a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
 }
 
 static int get_file(const char *path, const struct lamprey_reason *reason,
-                    const struct lamprey_machine **machine) {
+                    const struct lamprey_machine **machine)
+{
     struct stat now;
     if (stat(path, &now) != 0) {
         return lamprey_reason_give(reason, EIO, "cannot read %s: %s", path, strerror(errno));
@@ -78,7 +82,8 @@ static int get_file(const char *path, const struct lamprey_reason *reason,
 }
 
 static int describe(const char *xml_path, uint64_t pci_id, struct lamprey_gpu_links *links,
-                    const struct lamprey_reason *reason) {
+                    const struct lamprey_reason *reason)
+{
     const struct lamprey_machine *machine = NULL;
     int result =
         xml_path != NULL ? get_file(xml_path, reason, &machine) : get_live(reason, &machine);
@@ -108,7 +113,8 @@ static int describe(const char *xml_path, uint64_t pci_id, struct lamprey_gpu_li
 
 int lampreyTopologyDescribe(uint32_t version, const char *xml_path, uint64_t pci_id,
                             struct lamprey_gpu_links *links, size_t links_size, char *reason,
-                            size_t reason_size) {
+                            size_t reason_size)
+{
     struct lamprey_reason why = {.text = reason, .size = reason != NULL ? reason_size : 0};
     lamprey_reason_give(&why, 0, "%s", "");
     if (version != LAMPREY_TOPOLOGY_VERSION) {
@@ -126,7 +132,8 @@ int lampreyTopologyDescribe(uint32_t version, const char *xml_path, uint64_t pci
 }
 
 /* For whoever closes the library; at exit a thread may still be inside, then all stays. */
-__attribute__((destructor)) static void release(void) {
+__attribute__((destructor)) static void release(void)
+{
     if (pthread_mutex_trylock(&lock) != 0) {
         return;
     }

@@ -10,7 +10,8 @@
 
 /* The tree of this machine, annotated as far as NVML answers. */
 static int load_annotated(const char *library, hwloc_topology_t *tree,
-                          const struct lamprey_reason *note, const struct lamprey_reason *reason) {
+                          const struct lamprey_reason *note, const struct lamprey_reason *reason)
+{
     int result = lamprey_tree_load(NULL, tree, reason);
     if (result != 0) {
         return result;
@@ -29,7 +30,8 @@ static int load_annotated(const char *library, hwloc_topology_t *tree,
 
 int lamprey_load(const char *xml_path, const char *nvml, const char *export_path,
                  struct lamprey_machine **machine, const struct lamprey_reason *note,
-                 const struct lamprey_reason *reason) {
+                 const struct lamprey_reason *reason)
+{
     hwloc_topology_t tree = NULL;
     struct lamprey_machine *fresh = NULL;
     int result = xml_path != NULL ? lamprey_tree_load(xml_path, &tree, reason)
@@ -53,11 +55,13 @@ int lamprey_load(const char *xml_path, const char *nvml, const char *export_path
 }
 
 int lamprey_load_live(const char *nvml, struct lamprey_machine **machine,
-                      const struct lamprey_reason *note, const struct lamprey_reason *reason) {
+                      const struct lamprey_reason *note, const struct lamprey_reason *reason)
+{
     return lamprey_load(NULL, nvml, NULL, machine, note, reason);
 }
 
 int lamprey_load_file(const char *xml_path, struct lamprey_machine **machine,
-                      const struct lamprey_reason *reason) {
+                      const struct lamprey_reason *reason)
+{
     return lamprey_load(xml_path, NULL, NULL, machine, NULL, reason);
 }

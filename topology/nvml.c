@@ -17,7 +17,8 @@ _Static_assert(offsetof(struct lamprey_nvml_fabric, summary) ==
                "NVML's ABI");
 
 int lamprey_nvml_load(const char *library, struct lamprey_nvml *nvml,
-                      const struct lamprey_reason *reason) {
+                      const struct lamprey_reason *reason)
+{
     struct lamprey_nvml table;
     const char *missing = NULL;
     void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);

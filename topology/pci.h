@@ -21,15 +21,16 @@ extern "C" {
 
 enum { LAMPREY_PCI_TEXT = 32 };
 
-static inline const char *lamprey_pci_text(uint64_t id, char text[LAMPREY_PCI_TEXT]) {
+static inline const char *lamprey_pci_text(uint64_t id, char text[LAMPREY_PCI_TEXT])
+{
     snprintf(text, LAMPREY_PCI_TEXT, "%04" PRIx64 ":%02x:%02x.%x", id >> 16,
              (unsigned)(id >> 8 & 0xff), (unsigned)(id >> 3 & 0x1f), (unsigned)(id & 7));
     return text;
 }
 
 /* Hexadecimal digits, at most digits of them, and the separator behind them unless it is 0. */
-static inline bool lamprey_pci_part(const char **text, int digits, char separator,
-                                    uint32_t *value) {
+static inline bool lamprey_pci_part(const char **text, int digits, char separator, uint32_t *value)
+{
     const char *start = *text;
     *value = 0;
     for (; *text - start < digits && isxdigit((unsigned char)**text); (*text)++) {
@@ -46,7 +47,8 @@ static inline bool lamprey_pci_part(const char **text, int digits, char separato
 
 /* Reads "domain:bus:device.function" in hexadecimal. end, where not NULL, gets the first character
  * behind it; where NULL, nothing may follow. */
-static inline bool lamprey_pci_parse(const char *text, uint64_t *id, const char **end) {
+static inline bool lamprey_pci_parse(const char *text, uint64_t *id, const char **end)
+{
     uint32_t domain = 0;
     uint32_t bus = 0;
     uint32_t device = 0;
@@ -64,7 +66,8 @@ static inline bool lamprey_pci_parse(const char *text, uint64_t *id, const char 
 }
 
 /* The device without its function: NVML and CUDA don't report functions. */
-static inline bool lamprey_pci_same_device(uint64_t a, uint64_t b) {
+static inline bool lamprey_pci_same_device(uint64_t a, uint64_t b)
+{
     return a >> 3 == b >> 3;
 }
 

@@ -16,7 +16,8 @@ enum link_state {
 enum { USUAL_LINKS = 18 };
 
 static int field_value(const struct lamprey_nvml *nvml, lamprey_nvml_device device, unsigned id,
-                       unsigned scope, int64_t *value) {
+                       unsigned scope, int64_t *value)
+{
     struct lamprey_nvml_field field = {.id = id, .scope = scope};
     int code = nvml->field_values != NULL ? nvml->field_values(device, 1, &field)
                                           : LAMPREY_NVML_NOT_SUPPORTED;
@@ -53,7 +54,8 @@ static int field_value(const struct lamprey_nvml *nvml, lamprey_nvml_device devi
 }
 
 static enum link_state probe_link_state(const struct lamprey_nvml *nvml, lamprey_nvml_device device,
-                                        int64_t sm_major, unsigned link) {
+                                        int64_t sm_major, unsigned link)
+{
     /* Asking for the capability also wakes links that sleep. */
     unsigned capable = 0;
     if (nvml->link_capability != NULL &&
@@ -86,7 +88,8 @@ static enum link_state probe_link_state(const struct lamprey_nvml *nvml, lamprey
 }
 
 static void probe_remote(const struct lamprey_nvml *nvml, lamprey_nvml_device device, unsigned link,
-                         struct lamprey_probe_link *end) {
+                         struct lamprey_probe_link *end)
+{
     struct lamprey_nvml_pci pci = {.domain = LAMPREY_NVML_PCI_HIDDEN};
     int type = LAMPREY_NVML_REMOTE_UNKNOWN;
 
@@ -105,7 +108,8 @@ static void probe_remote(const struct lamprey_nvml *nvml, lamprey_nvml_device de
 
 /* MB/s of payload by architecture, for drivers that don't report the speed. An architecture that
  * can't be told gets the slowest, so that nothing is promised. */
-static int64_t usual_link_mbps(int64_t sm_major, int64_t sm_minor) {
+static int64_t usual_link_mbps(int64_t sm_major, int64_t sm_minor)
+{
     switch (sm_major) {
     case 6:
         return 20000;
@@ -120,7 +124,8 @@ static int64_t usual_link_mbps(int64_t sm_major, int64_t sm_minor) {
 }
 
 static void probe_links(const struct lamprey_nvml *nvml, lamprey_nvml_device device,
-                        struct lamprey_probe_gpu *gpu) {
+                        struct lamprey_probe_gpu *gpu)
+{
     int64_t count = USUAL_LINKS;
     bool counted = field_value(nvml, device, LAMPREY_NVML_FIELD_LINK_COUNT, 0, &count) ==
                        LAMPREY_NVML_SUCCESS &&
@@ -173,7 +178,8 @@ static void probe_links(const struct lamprey_nvml *nvml, lamprey_nvml_device dev
 }
 
 static void probe_fabric(const struct lamprey_nvml *nvml, lamprey_nvml_device device,
-                         struct lamprey_probe_gpu *gpu) {
+                         struct lamprey_probe_gpu *gpu)
+{
     static const unsigned versions[] = {
         LAMPREY_NVML_FABRIC_VERSION_2,
         LAMPREY_NVML_FABRIC_VERSION_3,
@@ -201,7 +207,8 @@ static void probe_fabric(const struct lamprey_nvml *nvml, lamprey_nvml_device de
 
 /* The serial number itself is nobody's business: 32 bits of it (FNV-1a) tell chassis apart. */
 static void probe_chassis(const struct lamprey_nvml *nvml, lamprey_nvml_device device,
-                          struct lamprey_probe_gpu *gpu) {
+                          struct lamprey_probe_gpu *gpu)
+{
     static const unsigned char none[16];
     struct lamprey_nvml_platform platform = {.version = LAMPREY_NVML_PLATFORM_VERSION_2};
     if (nvml->platform_info == NULL ||
@@ -217,7 +224,8 @@ static void probe_chassis(const struct lamprey_nvml *nvml, lamprey_nvml_device d
 }
 
 static bool probe_gpu(const struct lamprey_nvml *nvml, lamprey_nvml_device device,
-                      struct lamprey_probe_gpu *gpu) {
+                      struct lamprey_probe_gpu *gpu)
+{
     struct lamprey_nvml_pci pci = {.domain = LAMPREY_NVML_PCI_HIDDEN};
     if (nvml->pci_info(device, &pci) != LAMPREY_NVML_SUCCESS ||
         pci.domain == LAMPREY_NVML_PCI_HIDDEN) {
@@ -274,7 +282,8 @@ static bool probe_gpu(const struct lamprey_nvml *nvml, lamprey_nvml_device devic
 }
 
 static bool p2p_is_refused(const struct lamprey_nvml *nvml, lamprey_nvml_device from,
-                           lamprey_nvml_device to) {
+                           lamprey_nvml_device to)
+{
     static const int indexes[] = {
         LAMPREY_NVML_P2P_READ,
         LAMPREY_NVML_P2P_WRITE,
@@ -291,7 +300,8 @@ static bool p2p_is_refused(const struct lamprey_nvml *nvml, lamprey_nvml_device 
 }
 
 int lamprey_probe_create(const struct lamprey_nvml *nvml, struct lamprey_probe **probe,
-                         const struct lamprey_reason *reason) {
+                         const struct lamprey_reason *reason)
+{
     lamprey_nvml_device *devices = NULL;
     struct lamprey_probe *p = NULL;
     unsigned count = 0;
@@ -346,7 +356,8 @@ shutdown:
     return result;
 }
 
-void lamprey_probe_destroy(struct lamprey_probe *probe) {
+void lamprey_probe_destroy(struct lamprey_probe *probe)
+{
     if (probe == NULL) {
         return;
     }

@@ -23,18 +23,21 @@ struct reader {
     size_t *row;    /* the GPU that each of the matrix's rows is about */
 };
 
-static int malformed(const struct reader *reader, size_t gpu, const char *name, const char *value) {
+static int malformed(const struct reader *reader, size_t gpu, const char *name, const char *value)
+{
     char text[LAMPREY_PCI_TEXT];
     return lamprey_reason_give(reader->reason, EIO, "GPU %s: %s makes no sense (\"%s\")",
                                lamprey_pci_text(reader->gpus[gpu].pci_id, text), name, value);
 }
 
-static const char *attribute(const struct reader *reader, size_t gpu, const char *name) {
+static const char *attribute(const struct reader *reader, size_t gpu, const char *name)
+{
     return hwloc_obj_get_info_by_name(reader->gpus[gpu].object, name);
 }
 
 /* Leaves value alone where the attribute is absent. */
-static int read_u32(const struct reader *reader, size_t gpu, const char *name, uint32_t *value) {
+static int read_u32(const struct reader *reader, size_t gpu, const char *name, uint32_t *value)
+{
     const char *text = attribute(reader, gpu, name);
     if (text == NULL) {
         return 0;
@@ -52,7 +55,8 @@ static int read_u32(const struct reader *reader, size_t gpu, const char *name, u
 }
 
 static int read_text(const struct reader *reader, size_t gpu, const char *name, char *value,
-                     size_t size) {
+                     size_t size)
+{
     const char *text = attribute(reader, gpu, name);
     if (text != NULL && (size_t)snprintf(value, size, "%s", text) >= size) {
         return malformed(reader, gpu, name, text);
@@ -60,7 +64,8 @@ static int read_text(const struct reader *reader, size_t gpu, const char *name, 
     return 0;
 }
 
-static int read_cluster(const struct reader *reader, size_t gpu, uint8_t uuid[16]) {
+static int read_cluster(const struct reader *reader, size_t gpu, uint8_t uuid[16])
+{
     const char *text = attribute(reader, gpu, LAMPREY_ATTRIBUTE_FABRIC_UUID);
     if (text == NULL) {
         return 0;
@@ -75,7 +80,8 @@ static int read_cluster(const struct reader *reader, size_t gpu, uint8_t uuid[16
     return 0;
 }
 
-static int read_kind(const struct reader *reader, size_t gpu, struct lamprey_gpu_links *links) {
+static int read_kind(const struct reader *reader, size_t gpu, struct lamprey_gpu_links *links)
+{
     const char *remote = attribute(reader, gpu, LAMPREY_ATTRIBUTE_REMOTE);
     if (attribute(reader, gpu, LAMPREY_ATTRIBUTE_LINKS_ACTIVE) == NULL || remote == NULL) {
         links->kind = LAMPREY_NVLINK_UNKNOWN;
@@ -97,7 +103,8 @@ static int read_kind(const struct reader *reader, size_t gpu, struct lamprey_gpu
     return 0;
 }
 
-static int near_numa(const struct reader *reader, size_t gpu) {
+static int near_numa(const struct reader *reader, size_t gpu)
+{
     hwloc_obj_t ancestor =
         hwloc_get_non_io_ancestor_obj(reader->tree, reader->gpus[gpu].object->parent);
     int found = -1;
@@ -116,7 +123,8 @@ static int near_numa(const struct reader *reader, size_t gpu) {
     return found;
 }
 
-static int read_gpu(const struct reader *reader, size_t gpu) {
+static int read_gpu(const struct reader *reader, size_t gpu)
+{
     struct lamprey_machine_gpu *out = &reader->machine->gpus[gpu];
     struct lamprey_gpu_links *links = &out->links;
     const struct {
@@ -157,7 +165,8 @@ static int read_gpu(const struct reader *reader, size_t gpu) {
     return result;
 }
 
-static size_t index_of(const struct reader *reader, hwloc_obj_t object) {
+static size_t index_of(const struct reader *reader, hwloc_obj_t object)
+{
     size_t n = reader->machine->ngpus;
     for (size_t i = 0; i < n; i++) {
         if (reader->gpus[i].object == object) {
@@ -167,7 +176,8 @@ static size_t index_of(const struct reader *reader, hwloc_obj_t object) {
     return n;
 }
 
-static int take_matrix(struct reader *reader, const struct hwloc_distances_s *matrix) {
+static int take_matrix(struct reader *reader, const struct hwloc_distances_s *matrix)
+{
     size_t n = reader->machine->ngpus;
     size_t *at = reader->row;
     if ((matrix->kind & HWLOC_DISTANCES_KIND_MEANS_BANDWIDTH) == 0 || matrix->nbobjs > n) {
@@ -198,7 +208,8 @@ static int take_matrix(struct reader *reader, const struct hwloc_distances_s *ma
     return 0;
 }
 
-static int read_matrix(struct reader *reader) {
+static int read_matrix(struct reader *reader)
+{
     struct hwloc_distances_s *matrices[2] = {NULL, NULL};
     unsigned n = 2;
     if (hwloc_distances_get_by_name(reader->tree, LAMPREY_ATTRIBUTE_MATRIX, &n, matrices, 0) != 0) {
@@ -221,7 +232,8 @@ static int read_matrix(struct reader *reader) {
 
 /* hwloc drops a matrix that it can't make sense of without a word: its absence is the only trace.
  */
-static int check_matrix(const struct reader *reader) {
+static int check_matrix(const struct reader *reader)
+{
     size_t linked = 0;
     for (size_t i = 0; i < reader->machine->ngpus; i++) {
         linked += reader->machine->gpus[i].links.links_active > 0;
@@ -246,7 +258,8 @@ static int check_matrix(const struct reader *reader) {
 }
 
 /* More than fit are left out; the pairs that this breaks are then refused, not misjudged. */
-static void add_peer(struct lamprey_gpu_links *links, uint64_t pci_id) {
+static void add_peer(struct lamprey_gpu_links *links, uint64_t pci_id)
+{
     for (uint32_t i = 0; i < links->peer_count; i++) {
         if (lamprey_pci_same_device(links->peers[i], pci_id)) {
             return;
@@ -258,7 +271,8 @@ static void add_peer(struct lamprey_gpu_links *links, uint64_t pci_id) {
 }
 
 /* The peers that the matrix gives, and those beyond it: a container may see one GPU of a pair. */
-static int fill_peers(const struct reader *reader, size_t gpu) {
+static int fill_peers(const struct reader *reader, size_t gpu)
+{
     size_t n = reader->machine->ngpus;
     struct lamprey_gpu_links *links = &reader->machine->gpus[gpu].links;
     for (size_t other = 0; other < n; other++) {
@@ -285,14 +299,16 @@ static int fill_peers(const struct reader *reader, size_t gpu) {
     return 0;
 }
 
-static bool remote_is(const struct reader *reader, size_t gpu, const char *word) {
+static bool remote_is(const struct reader *reader, size_t gpu, const char *word)
+{
     const char *remote = attribute(reader, gpu, LAMPREY_ATTRIBUTE_REMOTE);
     return remote != NULL && strcmp(remote, word) == 0;
 }
 
 /* SWITCH promises every other GPU on the switches. Where one is ruled out, only a list is true.
  * One in MIG mode needs no list: it is refused by its own record. */
-static void keep_promise(const struct reader *reader, size_t gpu) {
+static void keep_promise(const struct reader *reader, size_t gpu)
+{
     size_t n = reader->machine->ngpus;
     struct lamprey_machine_gpu *gpus = reader->machine->gpus;
     for (size_t other = 0; other < n; other++) {
@@ -304,7 +320,8 @@ static void keep_promise(const struct reader *reader, size_t gpu) {
     }
 }
 
-static void fill_pairs(const struct reader *reader) {
+static void fill_pairs(const struct reader *reader)
+{
     size_t n = reader->machine->ngpus;
     const struct lamprey_machine_gpu *gpus = reader->machine->gpus;
     for (size_t i = 0; i < n * n; i++) {
@@ -326,7 +343,8 @@ static void fill_pairs(const struct reader *reader) {
     }
 }
 
-static int read_root(const struct reader *reader) {
+static int read_root(const struct reader *reader)
+{
     struct lamprey_machine *machine = reader->machine;
     hwloc_obj_t root = hwloc_get_root_obj(reader->tree);
     const char *probe = hwloc_obj_get_info_by_name(root, LAMPREY_ATTRIBUTE_PROBE);
@@ -343,7 +361,8 @@ static int read_root(const struct reader *reader) {
     return 0;
 }
 
-static int read_all(struct reader *reader) {
+static int read_all(struct reader *reader)
+{
     struct lamprey_machine *machine = reader->machine;
     int result = read_root(reader);
     for (size_t i = 0; result == 0 && i < machine->ngpus; i++) {
@@ -370,7 +389,8 @@ static int read_all(struct reader *reader) {
 }
 
 int lamprey_machine_create(hwloc_topology_t tree, struct lamprey_machine **machine,
-                           const struct lamprey_reason *reason) {
+                           const struct lamprey_reason *reason)
+{
     struct reader reader = {.tree = tree, .reason = reason};
     size_t n = 0;
     int result = lamprey_tree_gpus(tree, &reader.gpus, &n, reason);
@@ -404,7 +424,8 @@ int lamprey_machine_create(hwloc_topology_t tree, struct lamprey_machine **machi
     return result;
 }
 
-void lamprey_machine_destroy(struct lamprey_machine *machine) {
+void lamprey_machine_destroy(struct lamprey_machine *machine)
+{
     if (machine == NULL) {
         return;
     }
@@ -414,7 +435,8 @@ void lamprey_machine_destroy(struct lamprey_machine *machine) {
 }
 
 const struct lamprey_machine_gpu *lamprey_machine_find(const struct lamprey_machine *machine,
-                                                       uint64_t pci_id) {
+                                                       uint64_t pci_id)
+{
     const struct lamprey_machine_gpu *found = NULL;
     for (size_t i = 0; i < machine->ngpus; i++) {
         const struct lamprey_machine_gpu *gpu = &machine->gpus[i];

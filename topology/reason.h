@@ -20,7 +20,8 @@ struct lamprey_reason {
 
 /* Writes the reason, cut to what fits and terminated, and returns code. */
 __attribute__((format(printf, 3, 4))) static inline int
-lamprey_reason_give(const struct lamprey_reason *reason, int code, const char *format, ...) {
+lamprey_reason_give(const struct lamprey_reason *reason, int code, const char *format, ...)
+{
     if (reason->size > 0) {
         va_list arguments;
         va_start(arguments, format);

@@ -21,7 +21,8 @@ static const char *const unwanted_components[] = {
 };
 
 static int configure(hwloc_topology_t tree, const char *xml_path,
-                     const struct lamprey_reason *reason) {
+                     const struct lamprey_reason *reason)
+{
     size_t n = sizeof(unwanted_components) / sizeof(*unwanted_components);
     for (size_t i = 0; i < n; i++) {
         /* Fails where the component doesn't exist, which is as good. */
@@ -50,7 +51,8 @@ static int configure(hwloc_topology_t tree, const char *xml_path,
 }
 
 int lamprey_tree_load(const char *xml_path, hwloc_topology_t *tree,
-                      const struct lamprey_reason *reason) {
+                      const struct lamprey_reason *reason)
+{
     /* A program may have brought its own hwloc, which then answers to these names. */
     unsigned version = hwloc_get_api_version();
     if (version >> 16 != HWLOC_API_VERSION >> 16) {
@@ -64,9 +66,9 @@ int lamprey_tree_load(const char *xml_path, hwloc_topology_t *tree,
     int result = configure(new_tree, xml_path, reason);
     if (result == 0 && hwloc_topology_load(new_tree) != 0) {
         result = xml_path != NULL
-                     ? lamprey_reason_give(
-                           reason, EIO, "%s is no topology that this hwloc reads, or is damaged",
-                           xml_path)
+                     ? lamprey_reason_give(reason, EIO,
+                                           "%s is no topology that this hwloc reads, or is damaged",
+                                           xml_path)
                      : lamprey_reason_give(reason, EIO, "hwloc cannot read this machine: %s",
                                            strerror(errno));
     }
@@ -78,21 +80,25 @@ int lamprey_tree_load(const char *xml_path, hwloc_topology_t *tree,
     return 0;
 }
 
-static bool is_gpu(hwloc_obj_t object) {
+static bool is_gpu(hwloc_obj_t object)
+{
     return object->attr->pcidev.vendor_id == VENDOR_NVIDIA &&
            object->attr->pcidev.class_id >> 8 == BASE_CLASS_DISPLAY;
 }
 
-static bool is_misc_gpu(hwloc_obj_t object) {
+static bool is_misc_gpu(hwloc_obj_t object)
+{
     return object->name != NULL && strcmp(object->name, LAMPREY_ATTRIBUTE_MISC_GPU) == 0;
 }
 
-static hwloc_obj_t next_misc(hwloc_topology_t tree, hwloc_obj_t previous) {
+static hwloc_obj_t next_misc(hwloc_topology_t tree, hwloc_obj_t previous)
+{
     return hwloc_get_next_obj_by_depth(tree, HWLOC_TYPE_DEPTH_MISC, previous);
 }
 
 int lamprey_tree_gpus(hwloc_topology_t tree, struct lamprey_tree_gpu **gpus, size_t *ngpus,
-                      const struct lamprey_reason *reason) {
+                      const struct lamprey_reason *reason)
+{
     int depths[] = {HWLOC_TYPE_DEPTH_PCI_DEVICE, HWLOC_TYPE_DEPTH_MISC};
     size_t most = 1; /* calloc(0) may give NULL */
     for (size_t i = 0; i < sizeof(depths) / sizeof(*depths); i++) {

@@ -14,6 +14,7 @@
 #include <nccl.h>
 
 #include "plugin/nccl_functions.h"
+#include "tests/doors/bad_calls.h"
 
 namespace {
 
@@ -251,6 +252,15 @@ void communicators(char **arguments)
     print_library();
 }
 
+// bad-calls NCCL [gpus]
+void call_badly(char **arguments)
+{
+    void *nccl = open_library(arguments[0], 0);
+    bad_calls(nccl, arguments[1] != nullptr);
+    print_redirected("redirected", nccl);
+    print_library();
+}
+
 // first-copy OBJECT...: what each copy of first_copy.c says of itself.
 void first_copy(char **arguments)
 {
@@ -275,6 +285,7 @@ const struct {
     {"alone", 1, alone},
     {"two", 2, two},
     {"communicators", 1, communicators},
+    {"bad-calls", 1, call_badly},
     {"first-copy", 1, first_copy},
 };
 

@@ -120,6 +120,33 @@ TEST(RealNccl, IsAttachedBeforeMainIfTheProgramLinksIt)
         run({"loaded", nccl}, for_real({{"LD_PRELOAD", absolute(kLibrary) + " " + nccl}})));
 }
 
+// --- wrong calls: the same codes and texts as without us ----------------------------------------
+
+// Call by call, so that a failure names it.
+void expect_same_answers(const Outcome &without, const Outcome &with)
+{
+    const std::vector<std::string> alone = without.all("bad");
+    const std::vector<std::string> answers = with.all("bad");
+    EXPECT_EQ(without.status, 0) << without;
+    EXPECT_EQ(with.status, 0) << with;
+    ASSERT_EQ(alone.size(), answers.size()) << with;
+    for (size_t i = 0; i < alone.size(); i++) {
+        EXPECT_EQ(alone[i], answers[i]);
+    }
+    EXPECT_EQ(without.value("redirected"), "none");
+    expect_redirected(with);
+}
+
+TEST(RealNccl, AnswersWrongCallsAsWithoutUs)
+{
+    SKIP_WITHOUT_REAL_NCCL(nccl);
+    Installed installed;
+    const Outcome without = run({"bad-calls", nccl}, for_real({}));
+    EXPECT_GT(without.all("bad").size(), 50u) << without;
+    expect_same_answers(
+        without, run({"bad-calls", nccl}, for_real({{"NCCL_ENV_PLUGIN", installed.library()}})));
+}
+
 // --- the emulator's NCCL: communicators, and so all doors ---------------------------------------
 
 const std::string kEmulator = "tests/emulator/libnccl.so.2";
@@ -186,6 +213,27 @@ TEST(Emulator, IsReachedThroughPreload)
                           for_emulator("", {{"LD_PRELOAD", absolute(kLibrary)}}));
     EXPECT_EQ(outcome.value("null_communicator"), std::to_string(ncclInvalidArgument)) << outcome;
     expect_redirected(outcome);
+}
+
+// With served communicators, and with NCCL's own check of pointers, which we leave to it.
+TEST(Emulator, AnswersWrongCallsAsWithoutUs)
+{
+    Installed installed;
+    installed.copy("topology/liblamprey-topology.so", "liblamprey-topology.so");
+    Environment environment = for_emulator(
+        installed.path(),
+        {{"LAMPREY_TOPOLOGY", absolute("tests/fixtures/emulator-8.xml")}, {"LAMPREY_STATS", "1"}});
+    for (const char *pointers : {"0", "1"}) {
+        environment["NCCL_CHECK_POINTERS"] = pointers;
+        environment.erase("NCCL_TUNER_PLUGIN");
+        const Outcome without = run({"bad-calls", absolute(kEmulator), "gpus"}, environment);
+        environment["NCCL_TUNER_PLUGIN"] = installed.library();
+        const Outcome with = run({"bad-calls", absolute(kEmulator), "gpus"}, environment);
+        EXPECT_GT(without.all("bad").size(), 150u) << without;
+        expect_same_answers(without, with);
+        const bool served = with.log.find(" served=0 ") == std::string::npos;
+        EXPECT_EQ(served, *pointers == '0') << with;
+    }
 }
 
 } // namespace

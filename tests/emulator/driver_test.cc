@@ -143,6 +143,39 @@ TEST(EmulatedDriver, DevicesLookLikeH200AndKeepTheirIdentity)
               }));
 }
 
+TEST(EmulatedDriver, ShowsTheDevicesThatAreVisible)
+{
+    const struct {
+        const char *list;
+        std::vector<int> places;
+    } cases[] = {{"3,1", {3, 1}},          {"2", {2}},      {"", {}},
+                 {"0,4,1", {0}},           {"1,-1,2", {1}}, {"none", {}},
+                 {"0,1,2,3", {0, 1, 2, 3}}};
+    for (const auto &c : cases) {
+        EXPECT_EQ(0, in_child([&] {
+                      setenv("LAMPREY_EMULATOR_GPUS", "4", 1);
+                      setenv("CUDA_VISIBLE_DEVICES", c.list, 1);
+                      EXPECT_EQ(c.places.empty() ? CUDA_ERROR_NO_DEVICE : CUDA_SUCCESS, cuInit(0));
+                      for (size_t i = 0; i < c.places.size(); i++) {
+                          const int device = static_cast<int>(i);
+                          int count = 0;
+                          int found = -1;
+                          char id[32];
+                          CU_OK(cuDeviceGetCount(&count));
+                          EXPECT_EQ(c.places.size(), static_cast<size_t>(count));
+                          CU_OK(cuDeviceGetPCIBusId(id, sizeof(id), device));
+                          EXPECT_EQ("0000:1" + std::to_string(c.places[i]) + ":00.0", id);
+                          CU_OK(cuDeviceGetByPCIBusId(&found, id));
+                          EXPECT_EQ(device, found);
+                          CUuuid uuid;
+                          CU_OK(cuDeviceGetUuid(&uuid, device));
+                          EXPECT_EQ(c.places[i], uuid.bytes[15]);
+                      }
+                  }))
+            << c.list;
+    }
+}
+
 TEST(EmulatedDriver, NeedsInitialisationAndAContext)
 {
     EXPECT_EQ(0, in_child([] {

@@ -251,6 +251,65 @@ TEST(EmulatedGraph, UserObjectsLiveAsLongAsAnyGraphNeedsThem)
               }));
 }
 
+TEST(EmulatedGraph, AChildComesBetweenItsNeighbours)
+{
+    EXPECT_EQ(0, in_child([] {
+                  Fixture f;
+                  CUgraph child = nullptr;
+                  CUgraph parent = nullptr;
+                  CUgraphNode before = nullptr;
+                  CUgraphNode middle = nullptr;
+                  CUgraphNode after = nullptr;
+                  CUgraphExec exec = nullptr;
+                  static Fixture *fixture = &f;
+                  CUDA_HOST_NODE_PARAMS set = {};
+                  set.fn = [](void *) { *fixture->words = 5; };
+                  CUDA_HOST_NODE_PARAMS square = {};
+                  square.fn = [](void *) { *fixture->words *= *fixture->words; };
+                  f.begin();
+                  CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
+                  CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
+                  CU_OK(cuStreamEndCapture(f.stream, &child));
+                  CU_OK(cuGraphCreate(&parent, 0));
+                  CU_OK(cuGraphAddHostNode(&before, parent, nullptr, 0, &set));
+                  CU_OK(cuGraphAddChildGraphNode(&middle, parent, &before, 1, child));
+                  CU_OK(cuGraphAddHostNode(&after, parent, &middle, 1, &square));
+                  EXPECT_EQ(CUDA_ERROR_INVALID_VALUE,
+                            cuGraphAddChildGraphNode(&middle, parent, nullptr, 0, parent));
+                  CU_OK(cuGraphDestroy(child));
+                  CU_OK(cuGraphInstantiate(&exec, parent, 0));
+                  CU_OK(cuGraphLaunch(exec, f.stream));
+                  CU_OK(cuStreamSynchronize(f.stream));
+                  EXPECT_EQ(49u, *f.words);
+              }));
+}
+
+TEST(EmulatedStream, AFullQueueBlocksTheNextLaunch)
+{
+    EXPECT_EQ(0, in_child([] {
+                  setenv("LAMPREY_EMULATOR_QUEUE", "3", 1);
+                  Fixture f;
+                  std::atomic<bool> go{false};
+                  std::atomic<int> launched{0};
+                  std::thread launcher([&] {
+                      use_device(0);
+                      CU_OK(cuLaunchHostFunc(f.stream, hold_back, &go));
+                      for (int i = 0; i < 5; i++) {
+                          launched++;
+                          CU_OK(f.launch(f.add, f.stream, fake_add{f.words, 1}));
+                      }
+                  });
+                  usleep(50000);
+                  EXPECT_EQ(3, launched.load()); /* two are in the queue, the third waits */
+                  CU_OK(f.launch(f.add, f.other, fake_add{f.words + 1, 1}));
+                  go = true;
+                  launcher.join();
+                  CU_OK(cuStreamSynchronize(f.stream));
+                  CU_OK(cuStreamSynchronize(f.other));
+                  EXPECT_EQ(5u, *f.words);
+              }));
+}
+
 TEST(EmulatedGraph, AnUpdateReplacesWhatTheNodesDo)
 {
     EXPECT_EQ(0, in_child([] {

@@ -4,9 +4,11 @@
 # NCCL and Python packages. Prints one table and "N passed, N failed, N skipped"; logs and figures stay in the results.
 #
 #   run [--list] [--quick] [--only PATTERN]...
+#   run --soak MINUTES [--seed N]
 #
 #   --only PATTERN     tests whose name matches the shell pattern
 #   --quick            correctness of the main path, and short timings
+#   --soak MINUTES     random programs alone, from seed N (1) on
 #
 #   LAMPREY_RESULTS       folder for the results (default: results beside this file)
 #   LAMPREY_RUN_BUDGET    seconds for all tests (default 480): what does not fit is skipped
@@ -24,6 +26,8 @@ budget=${LAMPREY_RUN_BUDGET:-480}
 list=0
 quick=0
 only=()
+soak_seconds=20
+seed=
 while [ "$#" -gt 0 ]; do
     case $1 in
         --list) list=1 ;;
@@ -33,8 +37,19 @@ while [ "$#" -gt 0 ]; do
             only+=("$2")
             shift
             ;;
+        --soak | --seed)
+            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || { echo "run: $1 needs a number" >&2; exit 2; }
+            if [ "$1" = --seed ]; then
+                seed=$2
+            else
+                soak_seconds=$(($2 * 60))
+                budget=$((soak_seconds + 120))
+                only=(soak_test)
+            fi
+            shift
+            ;;
         -h | --help)
-            sed -n '3,16s/^# \{0,1\}//p' "$0"
+            sed -n '3,18s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *)
@@ -199,9 +214,12 @@ with=("${doors[@]}" NCCL_PLUGIN=lamprey)
 # Kernel and module tests that need a GPU.
 kernels=(env -C "$here/tree" "LD_LIBRARY_PATH=$lib:$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
 for binary in "$here"/tests/*; do
-    [ -x "$binary" ] || continue
+    [ -x "$binary" ] && [ "$(basename "$binary")" != soak_test ] || continue
     try "$(basename "$binary")" 120 any "${kernels[@]}" "$binary"
 done
+try soak_test $((soak_seconds + 150)) any "${kernels[@]}" LAMPREY_TEST_SECONDS="$soak_seconds" \
+    LAMPREY_TEST_SEED="${seed:-1}" "$here/tests/soak_test"
+has_passed soak_test && grep '^soak:' "$results/logs/soak_test.log"
 
 # Correctness of the main path.
 try demo_check 120 served "${with[@]}" "$here/programs/all_reduce_demo" --no-times --exact

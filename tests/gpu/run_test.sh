@@ -134,6 +134,17 @@ if [ -s "$scratch/results/times.tsv" ] || [ -e "$scratch/results/times.txt" ]; t
     fail "figures of an earlier run"
 fi
 
+# The soak alone, for as long as it is asked for.
+cat >"$bundle/tests/soak_test" <<'END'
+#!/bin/bash
+echo "soak: $LAMPREY_TEST_SECONDS s from seed $LAMPREY_TEST_SEED"
+END
+chmod +x "$bundle/tests/soak_test"
+"$bundle/run" --soak 3 --seed 8 >"$scratch/out" || fail "the soak failed"
+grep -qx 'soak: 180 s from seed 8' "$scratch/out" || fail "the soak did not run as asked"
+[ "$(tail -n 1 "$scratch/out")" = "1 passed, 0 failed, 0 skipped" ] || fail "the soak did not run alone"
+rm "$bundle/tests/soak_test"
+
 "$bundle/run" --list >"$scratch/out"
 for name in sweep pdl_order soak_calls racecheck_kernels_test; do
     grep -qx "$name" "$scratch/out" || fail "--list lacks $name"

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Virtual GPUs: numbers and names of an H200, as many as LAMPREY_EMULATOR_GPUS says. */
+/* Virtual GPUs: numbers and names of an H200, as many as LAMPREY_EMULATOR_GPUS says, of which
+ * CUDA_VISIBLE_DEVICES shows some. */
 #include "tests/emulator/cuda/emulator.h"
 
 #include <pthread.h>
@@ -10,9 +11,11 @@
 #define MEMORY_BYTES ((size_t)143771 << 20)
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static int device_count = 2;
+static int device_count = 2;          /* that are visible */
+static int places[EMULATOR_MAX_GPUS]; /* of the visible ones among all */
 static int driver_version = 13000;
 static int block_threads = 1;
+static int launch_queue;
 static int host;
 static int imex_channel = -1;
 
@@ -32,11 +35,30 @@ static int setting(const char *name, int low, int high, int otherwise)
     return (int)value;
 }
 
+/* All GPUs, or those of the list, up to its first word that is no GPU's number. */
+static void choose_visible(int all)
+{
+    const char *text = getenv("CUDA_VISIBLE_DEVICES");
+    device_count = text == NULL ? all : 0;
+    for (int i = 0; i < device_count; i++) {
+        places[i] = i;
+    }
+    for (char *end = NULL; text != NULL && device_count < all;
+         text = *end == ',' ? end + 1 : NULL) {
+        long place = strtol(text, &end, 10);
+        if (end == text || place < 0 || place >= all) {
+            return;
+        }
+        places[device_count++] = (int)place;
+    }
+}
+
 static void read_settings(void)
 {
-    device_count = setting("LAMPREY_EMULATOR_GPUS", 0, EMULATOR_MAX_GPUS, 2);
+    choose_visible(setting("LAMPREY_EMULATOR_GPUS", 0, EMULATOR_MAX_GPUS, 2));
     driver_version = setting("LAMPREY_EMULATOR_DRIVER_VERSION", 1000, 99990, 13000);
     block_threads = setting("LAMPREY_EMULATOR_THREADS", 1, 1024, 1);
+    launch_queue = setting("LAMPREY_EMULATOR_QUEUE", 0, 1 << 20, 0);
     host = setting("LAMPREY_EMULATOR_HOST", 0, 127, 0);
     imex_channel = setting("LAMPREY_EMULATOR_IMEX", -1, 2047, -1);
 }
@@ -62,6 +84,12 @@ int emulator_block_threads(unsigned launched)
 {
     pthread_once(&once, read_settings);
     return launched < (unsigned)block_threads ? (int)launched : block_threads;
+}
+
+int emulator_launch_queue(void)
+{
+    pthread_once(&once, read_settings);
+    return launch_queue;
 }
 
 int emulator_host(void)
@@ -132,7 +160,7 @@ CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device)
     }
     memcpy(uuid->bytes, "lamprey-gpu-of", 14);
     uuid->bytes[14] = (char)emulator_host();
-    uuid->bytes[15] = (char)device;
+    uuid->bytes[15] = (char)places[device];
     return CUDA_SUCCESS;
 }
 
@@ -152,7 +180,7 @@ CUresult cuDeviceGetPCIBusId(char *id, int length, CUdevice device)
     if (!emulator_device_valid(device)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    snprintf(id, (size_t)length, "0000:%02x:00.0", 0x10 + device);
+    snprintf(id, (size_t)length, "0000:%02x:00.0", 0x10 + places[device]);
     return CUDA_SUCCESS;
 }
 
@@ -164,12 +192,16 @@ CUresult cuDeviceGetByPCIBusId(CUdevice *device, const char *id)
     if (device == NULL || id == NULL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (sscanf(id, "%x:%x:00.0", &domain, &bus) != 2 || domain != 0 || bus < 0x10 ||
-        !emulator_device_valid((int)bus - 0x10)) {
+    if (sscanf(id, "%x:%x:00.0", &domain, &bus) != 2 || domain != 0) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    *device = (int)bus - 0x10;
-    return CUDA_SUCCESS;
+    for (int i = 0; i < emulator_device_count(); i++) {
+        if (0x10 + places[i] == (int)bus) {
+            *device = i;
+            return CUDA_SUCCESS;
+        }
+    }
+    return CUDA_ERROR_INVALID_DEVICE;
 }
 
 CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device)
@@ -303,7 +335,7 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
     }
     *value = 0;
     if (attribute == CU_DEVICE_ATTRIBUTE_PCI_BUS_ID) {
-        *value = 0x10 + device;
+        *value = 0x10 + places[device];
     }
     for (size_t i = 0; i < sizeof(attributes) / sizeof(attributes[0]); i++) {
         if (attributes[i].attribute == attribute) {

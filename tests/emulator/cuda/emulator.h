@@ -101,6 +101,7 @@ int emulator_device_count(void);
 bool emulator_device_valid(CUdevice device);
 int emulator_driver_version(void);
 int emulator_block_threads(unsigned launched);
+int emulator_launch_queue(void);
 int emulator_host(void);
 int emulator_imex_channel(void); /* -1: none can be opened here */
 
@@ -202,6 +203,7 @@ struct emulator_stream {
     struct emulator_stream *next;
     struct emulator_operation *head;
     struct emulator_operation *end;
+    size_t queued;               /* operations that have not run yet */
     struct emulator_point *tail; /* of the operation pushed last, or NULL */
     void *wake;                  /* pthread_cond_t */
     struct emulator_capture *capture;
@@ -212,6 +214,9 @@ struct emulator_stream {
 struct emulator_stream *emulator_stream_make(struct emulator_context *context, unsigned flags,
                                              int priority);
 void emulator_stream_close(struct emulator_stream *stream);
+/* Without the lock: waits until the stream can take another launch (LAMPREY_EMULATOR_QUEUE). A
+ * capturing stream takes any number. */
+void emulator_stream_await_room(CUstream handle);
 /* handle -> stream of a live context, NULL and per-thread streams included */
 CUresult emulator_stream_resolve(CUstream handle, struct emulator_stream **stream);
 /* Takes work over. The returned point is the stream's tail, borrowed. NULL: out of memory, work

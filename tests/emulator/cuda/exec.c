@@ -25,6 +25,8 @@ struct emulator_exec {
     struct emulator_point *last; /* launches of one executable graph follow each other */
     struct emulator_retained *retained;
     size_t retained_count;
+    struct emulator_retained *outdated; /* of before an update, for launches that still run */
+    size_t outdated_count;
 };
 
 static void drop_steps(struct emulator_exec *exec)
@@ -38,14 +40,21 @@ static void drop_steps(struct emulator_exec *exec)
     exec->step_count = 0;
 }
 
-static void drop_retained(struct emulator_exec *exec)
+static void drop_retained(struct emulator_retained **list, size_t *count)
 {
-    for (size_t i = 0; i < exec->retained_count; i++) {
-        emulator_user_object_release(exec->retained[i].object, exec->retained[i].count);
+    for (size_t i = 0; i < *count; i++) {
+        emulator_user_object_release((*list)[i].object, (*list)[i].count);
     }
-    free(exec->retained);
-    exec->retained = NULL;
-    exec->retained_count = 0;
+    free(*list);
+    *list = NULL;
+    *count = 0;
+}
+
+static void drop_outdated(struct emulator_exec *exec)
+{
+    if (exec->last == NULL || emulator_point_reached(exec->last)) {
+        drop_retained(&exec->outdated, &exec->outdated_count);
+    }
 }
 
 static void release_exec(struct emulator_object *object)
@@ -58,7 +67,8 @@ static void release_exec(struct emulator_object *object)
             emulator_object_drop(&exec->lanes[i]->object);
         }
     }
-    drop_retained(exec);
+    drop_retained(&exec->retained, &exec->retained_count);
+    drop_retained(&exec->outdated, &exec->outdated_count);
     emulator_point_drop(exec->last);
     free(exec);
 }
@@ -293,17 +303,24 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph_handle,
             a->work.kind == b->work.kind && a->dep_count == b->dep_count &&
             (a->dep_count == 0 || memcmp(a->deps, b->deps, a->dep_count * sizeof(*a->deps)) == 0);
     }
+    drop_outdated(exec);
+    for (size_t i = 0; i < exec->retained_count && same; i++) {
+        same = emulator_append(&exec->outdated, &exec->outdated_count, sizeof exec->retained[i],
+                               &exec->retained[i]);
+    }
     if (same) {
-        struct emulator_exec old = *exec;
+        struct step *old = exec->steps;
+        free(exec->retained);
         exec->steps = fresh->steps;
         exec->retained = fresh->retained;
         exec->retained_count = fresh->retained_count;
-        fresh->steps = old.steps;
-        fresh->retained = old.retained;
-        fresh->retained_count = old.retained_count;
+        fresh->steps = old;
+        fresh->retained = NULL;
+        fresh->retained_count = 0;
+        drop_outdated(exec);
     }
     drop_steps(fresh);
-    drop_retained(fresh);
+    drop_retained(&fresh->retained, &fresh->retained_count);
     free(fresh);
     if (info != NULL) {
         memset(info, 0, sizeof(*info));
@@ -431,6 +448,7 @@ static CUresult launch_all(struct emulator_exec *exec, struct emulator_stream *s
 CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle)
 {
     ENTER();
+    emulator_stream_await_room(stream_handle);
     LOCKED();
     struct emulator_exec *exec = EMULATOR_FIND(exec, EMULATOR_EXEC, handle);
     struct emulator_stream *stream = NULL;
@@ -449,6 +467,7 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle)
     if (result != CUDA_SUCCESS) {
         return result;
     }
+    drop_outdated(exec);
     if (!prepare_lanes(exec, stream->context)) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }

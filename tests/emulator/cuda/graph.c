@@ -382,6 +382,65 @@ CUresult cuGraphNodeGetType(CUgraphNode handle, CUgraphNodeType *type)
     return CUDA_SUCCESS;
 }
 
+/* Copies the nodes of from behind those of to; those without dependencies get deps. False: out of
+ * memory. */
+static bool append_graph(struct emulator_graph *to, const struct emulator_graph *from,
+                         struct emulator_node *const *deps, size_t count)
+{
+    const size_t first = to->node_count;
+    bool complete = true;
+    for (size_t i = 0; i < from->node_count && complete; i++) {
+        struct emulator_work work = {.kind = EMULATOR_WORK_EMPTY};
+        const bool root = from->nodes[i]->dep_count == 0;
+        complete = emulator_work_copy(&work, &from->nodes[i]->work) &&
+                   emulator_graph_add(to, &work, deps, root ? count : 0) != NULL;
+    }
+    for (size_t i = 0; i < from->node_count && complete; i++) {
+        const struct emulator_node *node = from->nodes[i];
+        for (size_t j = 0; j < node->dep_count && complete; j++) {
+            complete =
+                emulator_node_depend(to->nodes[first + i], to->nodes[first + node->deps[j]->index]);
+        }
+    }
+    for (size_t i = 0; i < from->retained_count && complete; i++) {
+        struct emulator_retained *retained = &from->retained[i];
+        complete =
+            emulator_retain(&to->retained, &to->retained_count, retained->object, retained->count);
+        retained->object->count += complete ? retained->count : 0;
+    }
+    return complete;
+}
+
+/* The child's nodes become the parent's; the node that stands for it comes after all of them. */
+CUresult cuGraphAddChildGraphNode(CUgraphNode *handle, CUgraph graph_handle,
+                                  const CUgraphNode *deps, size_t count, CUgraph child_handle)
+{
+    ENTER();
+    LOCKED();
+    struct emulator_graph *graph = EMULATOR_FIND(graph, EMULATOR_GRAPH, graph_handle);
+    struct emulator_graph *child = EMULATOR_FIND(graph, EMULATOR_GRAPH, child_handle);
+    struct emulator_node **nodes = NULL;
+    if (graph == NULL || child == NULL || child == graph || handle == NULL) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = find_nodes(graph, deps, count, &nodes);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    const size_t first = graph->node_count;
+    struct emulator_work work = {.kind = EMULATOR_WORK_EMPTY};
+    struct emulator_node *end = NULL;
+    if (append_graph(graph, child, nodes, count)) {
+        end = emulator_graph_add(graph, &work, graph->nodes + first, graph->node_count - first);
+    }
+    free(nodes);
+    if (end == NULL) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *handle = EMULATOR_HANDLE(CUgraphNode, end);
+    return CUDA_SUCCESS;
+}
+
 CUresult cuGraphClone(CUgraph *handle, CUgraph original_handle)
 {
     ENTER();
@@ -394,25 +453,7 @@ CUresult cuGraphClone(CUgraph *handle, CUgraph original_handle)
     if (clone == NULL) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    bool complete = true;
-    for (size_t i = 0; i < original->node_count && complete; i++) {
-        struct emulator_work work = {.kind = EMULATOR_WORK_EMPTY};
-        complete = emulator_work_copy(&work, &original->nodes[i]->work) &&
-                   emulator_graph_add(clone, &work, NULL, 0) != NULL;
-    }
-    for (size_t i = 0; i < original->node_count && complete; i++) {
-        const struct emulator_node *node = original->nodes[i];
-        for (size_t j = 0; j < node->dep_count && complete; j++) {
-            complete = emulator_node_depend(clone->nodes[i], clone->nodes[node->deps[j]->index]);
-        }
-    }
-    for (size_t i = 0; i < original->retained_count && complete; i++) {
-        struct emulator_retained *retained = &original->retained[i];
-        complete = emulator_retain(&clone->retained, &clone->retained_count, retained->object,
-                                   retained->count);
-        retained->object->count += complete ? retained->count : 0;
-    }
-    if (!complete) {
+    if (!append_graph(clone, original, NULL, 0)) {
         emulator_object_retire(&clone->object);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }

@@ -295,6 +295,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void 
     if (grid == 0 || grid > INT32_MAX || block == 0 || block > 1024) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    emulator_stream_await_room(config->hStream);
     LOCKED();
     struct emulator_function *function = any_function(handle);
     struct emulator_stream *stream = NULL;

@@ -4,6 +4,7 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 struct emulator_operation {
     struct emulator_work work;
@@ -108,6 +109,7 @@ static void *stream_main(void *argument)
         emulator_work_run(&operation->work);
         emulator_point_signal(operation->done);
         token = emulator_lock();
+        stream->queued--;
         free_operation(operation);
         emulator_unlock(&token); /* runs destructors that this brought about */
         token = emulator_lock();
@@ -199,6 +201,7 @@ struct emulator_point *emulator_stream_push(struct emulator_stream *stream,
         stream->end->next = operation;
     }
     stream->end = operation;
+    stream->queued++;
     emulator_point_drop(stream->tail);
     stream->tail = emulator_point_hold(done);
     pthread_cond_signal(stream->wake);
@@ -237,6 +240,22 @@ CUresult emulator_stream_resolve(CUstream handle, struct emulator_stream **resul
     }
     *result = stream;
     return CUDA_SUCCESS;
+}
+
+void emulator_stream_await_room(CUstream handle)
+{
+    const size_t room = (size_t)emulator_launch_queue();
+    for (bool full = room > 0; full;) {
+        {
+            LOCKED();
+            struct emulator_stream *stream = NULL;
+            full = emulator_stream_resolve(handle, &stream) == CUDA_SUCCESS &&
+                   stream->capture == NULL && stream->queued >= room;
+        }
+        if (full) {
+            usleep(100);
+        }
+    }
 }
 
 CUresult emulator_submit(struct emulator_stream *stream, struct emulator_work *work,
@@ -497,6 +516,7 @@ CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void *data)
     if (function == NULL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    emulator_stream_await_room(handle);
     LOCKED();
     struct emulator_stream *stream = NULL;
     CUresult result = emulator_stream_resolve(handle, &stream);

@@ -19,10 +19,6 @@ static ncclResult_t check_op(struct emulated_task *task, const char *function)
         WARN("%s : invalid reduction operation %d", function, op);
         return ncclInvalidArgument;
     }
-    if (task->type == ncclFloat8e4m3 || task->type == ncclFloat8e5m2) {
-        WARN("%s : the emulator does not reduce FP8", function);
-        return ncclInvalidArgument;
-    }
     if (op >= ncclNumOps) {
         task->custom = task->comm->ops[op - ncclNumOps];
     }
@@ -32,14 +28,16 @@ static ncclResult_t check_op(struct emulated_task *task, const char *function)
 static ncclResult_t check(struct emulated_task *task, const char *function)
 {
     ncclComm_t comm = task->comm;
-    ncclResult_t result = emulated_comm_check(comm, function);
+    ncclResult_t result = emulated_comm_ready(comm, function);
     if (result != ncclSuccess) {
         return result;
     }
-    if (comm->revoked || comm->finalized) {
+    if (comm->revoked || comm->finalized || comm->suspended) {
         WARN("%s : communicator %p was %s", function, (void *)comm,
-             comm->revoked ? "revoked" : "finalized");
-        return comm->revoked ? ncclInvalidUsage : ncclInvalidArgument;
+             comm->revoked     ? "revoked"
+             : comm->finalized ? "finalized"
+                               : "suspended");
+        return comm->finalized ? ncclInvalidArgument : ncclInvalidUsage;
     }
     result = (ncclResult_t)atomic_load(&comm->async_error);
     if (result != ncclSuccess) {
@@ -60,6 +58,8 @@ static ncclResult_t check(struct emulated_task *task, const char *function)
     if (result != ncclSuccess || task->count == 0) {
         return result;
     }
+    /* NCCL doesn't look at pointers unless it is asked to; what it does with NULL can't be
+     * emulated. */
     bool reads =
         task->kind != TASK_RECV && (task->kind != TASK_BROADCAST || comm->rank == task->root);
     bool writes =

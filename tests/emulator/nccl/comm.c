@@ -61,6 +61,16 @@ ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function)
     return find(comm, 0, function);
 }
 
+ncclResult_t emulated_comm_ready(ncclComm_t comm, const char *function)
+{
+    ncclResult_t result = emulated_comm_check(comm, function);
+    if (result == ncclSuccess && atomic_load(&comm->async_error) == ncclInProgress) {
+        WARN("Attempt to use communicator before the previous operation returned ncclSuccess");
+        return ncclInvalidArgument;
+    }
+    return result;
+}
+
 ncclResult_t emulated_comm_hold(ncclComm_t comm)
 {
     ncclResult_t result = find(comm, 1, "launch");
@@ -199,6 +209,44 @@ ncclResult_t pncclCommRevoke(ncclComm_t comm, int flags)
 }
 EMULATED_ALIAS(ncclCommRevoke);
 
+/* In NCCL since 2.29.7, so nccl.h may lack these two. The work in flight ends first. */
+#pragma GCC visibility push(default)
+ncclResult_t pncclCommSuspend(ncclComm_t comm, int flags);
+ncclResult_t pncclCommResume(ncclComm_t comm);
+#pragma GCC visibility pop
+
+ncclResult_t pncclCommSuspend(ncclComm_t comm, int flags)
+{
+    ENTER_API();
+    ncclResult_t result = emulated_comm_ready(comm, "ncclCommSuspend");
+    if (result != ncclSuccess) {
+        return result;
+    }
+    if (flags != 1 || comm->suspended) {
+        WARN("ncclCommSuspend : flags %d, suspended %d", flags, comm->suspended);
+        return ncclInvalidUsage;
+    }
+    comm->suspended = true;
+    return drain(comm);
+}
+EMULATED_ALIAS(ncclCommSuspend);
+
+ncclResult_t pncclCommResume(ncclComm_t comm)
+{
+    ENTER_API();
+    ncclResult_t result = emulated_comm_ready(comm, "ncclCommResume");
+    if (result != ncclSuccess) {
+        return result;
+    }
+    if (!comm->suspended) {
+        WARN("ncclCommResume : communicator %p is not suspended", (void *)comm);
+        return ncclInvalidUsage;
+    }
+    comm->suspended = false;
+    return ncclSuccess;
+}
+EMULATED_ALIAS(ncclCommResume);
+
 ncclResult_t pncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
 {
     ENTER_API();
@@ -217,7 +265,7 @@ EMULATED_ALIAS(ncclCommGetAsyncError);
 
 static ncclResult_t query(ncclComm_t comm, const char *function, const int *value, int *out)
 {
-    ncclResult_t result = emulated_comm_check(comm, function);
+    ncclResult_t result = emulated_comm_ready(comm, function);
     if (result != ncclSuccess) {
         return result;
     }

@@ -201,7 +201,8 @@ static void run_transfers(ncclComm_t comm, const struct emulated_task *tasks, si
 
 void emulated_execute(ncclComm_t comm, const struct emulated_task *tasks, size_t count)
 {
-    if (atomic_load(&comm->abort) != 0 || atomic_load(&comm->async_error) != ncclSuccess) {
+    const int state = atomic_load(&comm->async_error);
+    if (atomic_load(&comm->abort) != 0 || (state != ncclSuccess && state != ncclInProgress)) {
         return;
     }
     if (tasks[0].kind == TASK_SEND || tasks[0].kind == TASK_RECV) {

@@ -30,6 +30,15 @@ ncclResult_t emulated_group_error(ncclResult_t result)
 
 ncclResult_t emulated_group_add_task(const struct emulated_task *task)
 {
+    for (size_t i = task_count; i-- > 0;) {
+        if (tasks[i].comm == task->comm) {
+            ncclResult_t result = emulated_same_capture(tasks[i].stream, task->stream);
+            if (result != ncclSuccess) {
+                return emulated_group_error(result);
+            }
+            break;
+        }
+    }
     struct emulated_task *grown = realloc(tasks, (task_count + 1) * sizeof(*tasks));
     if (grown == NULL) {
         return emulated_group_error(ncclSystemError);
@@ -110,7 +119,8 @@ ncclResult_t emulated_group_end(void)
         result = run_jobs(my_jobs, my_job_count);
     }
     if (result == ncclSuccess && my_task_count > 0) {
-        result = emulated_launch(my_tasks, my_task_count);
+        result = my_tasks[0].comm->nonblocking ? emulated_launch_later(my_tasks, my_task_count)
+                                               : emulated_launch(my_tasks, my_task_count);
     }
     free(my_tasks);
     free(my_jobs);

@@ -44,6 +44,7 @@ static ncclResult_t create(const struct emulated_job *job, const ncclUniqueId *i
     comm->nranks = nranks;
     comm->context = job->context;
     comm->hash = hash;
+    comm->nonblocking = job->nonblocking;
     memcpy(comm->name, job->name, sizeof(comm->name));
     atomic_init(&comm->references, 1);
     pthread_mutex_init(&comm->life, NULL);
@@ -182,6 +183,31 @@ static ncclResult_t run_shrink(const struct emulated_job *job, ncclComm_t *comm)
     return make_child(job, members, count, 0, comm);
 }
 
+struct invitation {
+    ncclUniqueId id;
+    bool given;
+};
+
+/* One of the old ranks has the id and tells the others; they keep their ranks. */
+static ncclResult_t run_grow(const struct emulated_job *job, ncclComm_t *comm)
+{
+    struct invitation mine = {.id = job->id, .given = job->rank >= 0};
+    struct invitation all[EMULATED_MAX_RANKS];
+    const struct invitation *root = NULL;
+    ncclResult_t result = emulated_comm_exchange(job->parent, &mine, all, sizeof(mine));
+    for (int rank = 0; rank < job->parent->nranks && result == ncclSuccess; rank++) {
+        root = all[rank].given ? &all[rank] : root;
+    }
+    if (result == ncclSuccess && root == NULL) {
+        WARN("CommGrow : no rank gave an id");
+        result = ncclInvalidArgument;
+    }
+    return result != ncclSuccess
+               ? result
+               : create(job, &root->id, job->parent->rank, job->nranks,
+                        mix(UINT64_C(0xcbf29ce484222325), &root->id, sizeof(root->id)), comm);
+}
+
 ncclResult_t emulated_job_run(struct emulated_job *job)
 {
     ncclComm_t comm = NULL;
@@ -201,6 +227,9 @@ ncclResult_t emulated_job_run(struct emulated_job *job)
         break;
     case JOB_SHRINK:
         result = run_shrink(job, &comm);
+        break;
+    case JOB_GROW:
+        result = run_grow(job, &comm);
         break;
     }
     cuThreadExchangeStreamCaptureMode(&mode);
@@ -226,6 +255,7 @@ static ncclResult_t read_config(const ncclConfig_t *config, struct emulated_job 
         WARN("Invalid config blocking attribute value %d", config->blocking);
         return ncclInvalidArgument;
     }
+    job->nonblocking = config->blocking == 0;
     if (config->size >= offsetof(ncclConfig_t, commName) + sizeof(config->commName) &&
         config->commName != NULL) {
         snprintf(job->name, sizeof(job->name), "%s", config->commName);
@@ -436,3 +466,50 @@ ncclResult_t pncclCommShrink(ncclComm_t parent, int *exclude, int exclude_count,
     return enqueue(&job);
 }
 EMULATED_ALIAS(ncclCommShrink);
+
+/* In NCCL since 2.29, so nccl.h may lack these two. */
+#pragma GCC visibility push(default)
+ncclResult_t pncclCommGetUniqueId(ncclComm_t comm, ncclUniqueId *id);
+ncclResult_t pncclCommGrow(ncclComm_t parent, int nranks, const ncclUniqueId *id, int rank,
+                           ncclComm_t *child, ncclConfig_t *config);
+#pragma GCC visibility pop
+
+ncclResult_t pncclCommGetUniqueId(ncclComm_t comm, ncclUniqueId *id)
+{
+    ENTER_API();
+    ncclResult_t result = emulated_comm_ready(comm, "CommGetUniqueId");
+    return result != ncclSuccess ? result : pncclGetUniqueId(id);
+}
+EMULATED_ALIAS(ncclCommGetUniqueId);
+
+/* New ranks have no parent, but an id and a rank; of the old ones, one has the id. */
+ncclResult_t pncclCommGrow(ncclComm_t parent, int nranks, const ncclUniqueId *id, int rank,
+                           ncclComm_t *child, ncclConfig_t *config)
+{
+    ENTER_API();
+    if (parent == NULL && id != NULL) {
+        return init_rank(child, nranks, id, rank, config, "CommGrow");
+    }
+    ncclResult_t result = emulated_comm_ready(parent, "CommGrow");
+    if (result == ncclSuccess &&
+        (child == NULL || rank != -1 || nranks <= parent->nranks || nranks > EMULATED_MAX_RANKS)) {
+        WARN("CommGrow : bad arguments");
+        result = ncclInvalidArgument;
+    }
+    struct emulated_job job = {.kind = JOB_GROW,
+                               .result = child,
+                               .parent = parent,
+                               .nranks = nranks,
+                               .rank = id != NULL ? 0 : -1};
+    if (result == ncclSuccess) {
+        job.context = parent->context;
+        job.id = id != NULL ? *id : job.id;
+        result = read_config(config, &job);
+    }
+    if (result != ncclSuccess) {
+        return emulated_group_error(result);
+    }
+    *child = NULL;
+    return enqueue(&job);
+}
+EMULATED_ALIAS(ncclCommGrow);

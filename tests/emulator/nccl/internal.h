@@ -119,6 +119,8 @@ struct ncclComm {
     bool ended;
     bool finalized;
     bool revoked;
+    bool suspended;
+    bool nonblocking; /* its collectives are launched in the background */
     bool destroyed;
     CUevent serial; /* the end of the last work of this communicator */
     CUevent join;
@@ -135,6 +137,8 @@ struct ncclComm {
 };
 /* ncclInvalidArgument for NULL and for what is no live communicator. */
 ncclResult_t emulated_comm_check(ncclComm_t comm, const char *function);
+/* Likewise for one that is still busy with an earlier call. */
+ncclResult_t emulated_comm_ready(ncclComm_t comm, const char *function);
 /* For launching: a live communicator's end waits until emulated_comm_let_go. */
 ncclResult_t emulated_comm_hold(ncclComm_t comm);
 void emulated_comm_let_go(ncclComm_t comm);
@@ -145,7 +149,7 @@ ncclResult_t emulated_comm_exchange(ncclComm_t comm, const void *mine, void *all
 
 /* init.c */
 struct emulated_job {
-    enum { JOB_INIT, JOB_SPLIT, JOB_SHRINK } kind;
+    enum { JOB_INIT, JOB_SPLIT, JOB_SHRINK, JOB_GROW } kind;
     ncclComm_t *result;
     ncclComm_t parent;
     ncclUniqueId id;
@@ -157,6 +161,7 @@ struct emulated_job {
     int exclude[EMULATED_MAX_RANKS];
     CUcontext context;
     char name[64];
+    bool nonblocking;
     ncclResult_t status;
 };
 /* Runs a set-up on the calling thread and stores the communicator. */
@@ -195,6 +200,11 @@ ncclResult_t emulated_group_add_job(const struct emulated_job *job);
 
 /* launch.c */
 ncclResult_t emulated_launch(struct emulated_task *tasks, size_t count);
+/* ncclInProgress; the communicators' states tell when it is done. Copies tasks. */
+ncclResult_t emulated_launch_later(const struct emulated_task *tasks, size_t count);
+/* ncclInvalidUsage where the streams of a communicator's tasks aren't all in the same capture or
+ * in none. */
+ncclResult_t emulated_same_capture(CUstream one, CUstream other);
 
 /* execute.c: on the stream's thread */
 void emulated_execute(ncclComm_t comm, const struct emulated_task *tasks, size_t count);

@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct payload {
     ncclComm_t comm;
@@ -177,17 +178,19 @@ static ncclResult_t join_streams(ncclComm_t comm, const struct emulated_task *ta
     return result;
 }
 
-static ncclResult_t same_capture(const struct emulated_task *tasks, size_t count)
+ncclResult_t emulated_same_capture(CUstream one, CUstream other)
 {
     struct capture first;
-    ncclResult_t result = look(tasks[0].stream, &first, NULL, NULL);
-    for (size_t i = 1; i < count && result == ncclSuccess; i++) {
-        struct capture other;
-        result = look(tasks[i].stream, &other, NULL, NULL);
-        if (result == ncclSuccess && (other.status != first.status || other.id != first.id)) {
-            WARN("Streams of a group are either none or all in the same capture");
-            result = ncclInvalidUsage;
-        }
+    struct capture second;
+    ncclResult_t result = one != other ? look(one, &first, NULL, NULL) : ncclSuccess;
+    if (one != other && result == ncclSuccess) {
+        result = look(other, &second, NULL, NULL);
+    }
+    if (one != other && result == ncclSuccess &&
+        (second.status != first.status || second.id != first.id)) {
+        WARN("Streams given to a communicator within a group must either be all uncaptured or all "
+             "captured by the same graph.");
+        result = ncclInvalidUsage;
     }
     return result;
 }
@@ -210,11 +213,7 @@ static ncclResult_t launch_comm(ncclComm_t comm, struct emulated_task *tasks, si
     CUstream stream = tasks[0].stream;
     result = transfers != NULL ? CUDA_TRY(cuStreamGetDevice(stream, &device)) : ncclSystemError;
     if (result == ncclSuccess && device != comm->device) {
-        WARN("The stream is on device %d, the communicator on %d", device, comm->device);
-        result = ncclInvalidUsage;
-    }
-    if (result == ncclSuccess) {
-        result = same_capture(tasks, count);
+        result = CUDA_TRY(CUDA_ERROR_INVALID_HANDLE); /* as the launch of a kernel would say */
     }
     if (result == ncclSuccess) {
         result = join_streams(comm, tasks, count, true);
@@ -269,4 +268,55 @@ ncclResult_t emulated_launch(struct emulated_task *tasks, size_t count)
     }
     free(mine);
     return result;
+}
+
+struct later {
+    size_t count;
+    struct emulated_task tasks[];
+};
+
+static void *launch_later(void *argument)
+{
+    struct later *later = argument;
+    struct emulated_task *tasks = calloc(later->count, sizeof(*tasks));
+    ncclResult_t result = ncclSystemError;
+    const struct timespec pause = {.tv_nsec = 2000000}; /* so that who doesn't wait is found out */
+    nanosleep(&pause, NULL);
+    if (tasks != NULL) {
+        memcpy(tasks, later->tasks, later->count * sizeof(*tasks));
+        result = emulated_launch(tasks, later->count);
+    }
+    for (size_t i = 0; i < later->count; i++) {
+        int busy = ncclInProgress;
+        atomic_compare_exchange_strong(&later->tasks[i].comm->async_error, &busy, result);
+        emulated_comm_drop(later->tasks[i].comm);
+    }
+    free(tasks);
+    free(later);
+    return NULL;
+}
+
+ncclResult_t emulated_launch_later(const struct emulated_task *tasks, size_t count)
+{
+    struct later *later = calloc(1, sizeof(*later) + count * sizeof(*tasks));
+    pthread_t thread;
+    if (later == NULL) {
+        return ncclSystemError;
+    }
+    later->count = count;
+    memcpy(later->tasks, tasks, count * sizeof(*tasks));
+    for (size_t i = 0; i < count; i++) {
+        atomic_fetch_add(&tasks[i].comm->references, 1);
+        atomic_store(&tasks[i].comm->async_error, ncclInProgress);
+    }
+    if (pthread_create(&thread, NULL, launch_later, later) != 0) {
+        for (size_t i = 0; i < count; i++) {
+            atomic_store(&tasks[i].comm->async_error, ncclSystemError);
+            emulated_comm_drop(tasks[i].comm);
+        }
+        free(later);
+        return ncclSystemError;
+    }
+    pthread_detach(thread);
+    return ncclInProgress;
 }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reductions in rank order: 16-bit floats in fp32, everything else in its own width or wider,
- * rounded once. */
+/* Reductions in rank order: floats of 16 and 8 bits in fp32, everything else in its own width or
+ * wider, rounded once. */
 #include "tests/emulator/nccl/internal.h"
 
 #include <string.h>
+
+#include "kernels/reference.h"
 
 size_t emulated_type_bytes(ncclDataType_t type)
 {
@@ -27,6 +29,26 @@ size_t emulated_type_bytes(ncclDataType_t type)
     default:
         return 0;
     }
+}
+
+static float from_e4m3(uint8_t bits)
+{
+    return lamprey_reference_widen(LAMPREY_REFERENCE_E4M3, bits);
+}
+
+static uint8_t to_e4m3(float value)
+{
+    return (uint8_t)lamprey_reference_narrow(LAMPREY_REFERENCE_E4M3, value);
+}
+
+static float from_e5m2(uint8_t bits)
+{
+    return lamprey_reference_widen(LAMPREY_REFERENCE_E5M2, bits);
+}
+
+static uint8_t to_e5m2(float value)
+{
+    return (uint8_t)lamprey_reference_narrow(LAMPREY_REFERENCE_E5M2, value);
 }
 
 static float from_bfloat16(uint16_t bits)
@@ -82,6 +104,9 @@ static uint16_t to_bfloat16(float value)
                 }                                                                                  \
             }                                                                                      \
             if (op == ncclAvg) {                                                                   \
+                if ((wide)0.5 == 0) { /* an integer's sum has wrapped before it is divided */      \
+                    sum = (wide)(type)sum;                                                         \
+                }                                                                                  \
                 sum = (wide)(sum / (wide)nranks);                                                  \
             }                                                                                      \
             out[i] = (type)STORE(sum);                                                             \
@@ -97,6 +122,8 @@ DEFINE_REDUCE(reduce_uint64, uint64_t, uint64_t, PLAIN, PLAIN, INTEGER_ADD, INTE
 DEFINE_REDUCE(reduce_float16, _Float16, float, (float), (_Float16), FLOAT_ADD, FLOAT_MULTIPLY)
 DEFINE_REDUCE(reduce_bfloat16, uint16_t, float, from_bfloat16, to_bfloat16, FLOAT_ADD,
               FLOAT_MULTIPLY)
+DEFINE_REDUCE(reduce_e4m3, uint8_t, float, from_e4m3, to_e4m3, FLOAT_ADD, FLOAT_MULTIPLY)
+DEFINE_REDUCE(reduce_e5m2, uint8_t, float, from_e5m2, to_e5m2, FLOAT_ADD, FLOAT_MULTIPLY)
 DEFINE_REDUCE(reduce_float32, float, float, PLAIN, PLAIN, FLOAT_ADD, FLOAT_MULTIPLY)
 DEFINE_REDUCE(reduce_float64, double, double, PLAIN, PLAIN, FLOAT_ADD, FLOAT_MULTIPLY)
 
@@ -138,6 +165,12 @@ void emulated_reduce(void *out, const void *const *inputs, int nranks, size_t co
         break;
     case ncclFloat64:
         reduce_float64(out, inputs, nranks, count, task->op, scalar);
+        break;
+    case ncclFloat8e4m3:
+        reduce_e4m3(out, inputs, nranks, count, task->op, scalar);
+        break;
+    case ncclFloat8e5m2:
+        reduce_e5m2(out, inputs, nranks, count, task->op, scalar);
         break;
     default:
         break; /* refused when the call was made */
