@@ -34,10 +34,16 @@ static uint32_t instruction_at(const uint8_t *code)
     return instruction;
 }
 
-/* Everything whose meaning depends on its address: branches, adr, adrp, literal loads. */
+/* How a function starts that does nothing but call on another, or that someone else redirected. */
+static bool is_jump(uint32_t instruction)
+{
+    return (instruction & 0xfc000000) == 0x14000000; /* b */
+}
+
+/* Everything else whose meaning depends on its address: branches, adr, adrp, literal loads. */
 static bool is_relative(uint32_t instruction)
 {
-    return (instruction & 0x7c000000) == 0x14000000 || /* b, bl */
+    return (instruction & 0xfc000000) == 0x94000000 || /* bl */
            (instruction & 0xff000000) == 0x54000000 || /* b.cond, bc.cond */
            (instruction & 0x7e000000) == 0x34000000 || /* cbz, cbnz */
            (instruction & 0x7e000000) == 0x36000000 || /* tbz, tbnz */
@@ -70,16 +76,20 @@ enum lamprey_status lamprey_hook_arch_plan(struct lamprey_hook_plan *plan, char 
 {
     size_t limit = plan->size != 0 && plan->size < plan->readable ? plan->size : plan->readable;
     plan->site = 0;
-    if ((uintptr_t)plan->function % INSTRUCTION_BYTES != 0 || limit < 3 * INSTRUCTION_BYTES) {
-        snprintf(reason, reason_size, "too short or not aligned");
+    if ((uintptr_t)plan->function % INSTRUCTION_BYTES != 0) {
+        snprintf(reason, reason_size, "not aligned");
         return LAMPREY_ERROR_UNSUPPORTED;
     }
     /* A landing pad stays at the entry: an indirect branch may come to nothing else. */
-    uint32_t first = instruction_at(plan->function);
-    if (is_landing_pad(first)) {
+    if (limit >= INSTRUCTION_BYTES && is_landing_pad(instruction_at(plan->function))) {
         plan->site = INSTRUCTION_BYTES;
-        first = instruction_at(plan->function + plan->site);
     }
+    if (limit < plan->site + INSTRUCTION_BYTES) {
+        snprintf(reason, reason_size, "the function ends before +%zu",
+                 plan->site + INSTRUCTION_BYTES);
+        return LAMPREY_ERROR_UNSUPPORTED;
+    }
+    uint32_t first = instruction_at(plan->function + plan->site);
     if (is_relative(first) || is_return(first)) {
         snprintf(reason, reason_size, "branch or relative instruction %08x at +%zu", first,
                  plan->site);
@@ -99,6 +109,22 @@ static uint8_t *put(uint8_t *at, uint32_t instruction)
     return at + sizeof(instruction);
 }
 
+/* Any distance, through x17, which every landing pad accepts and no function expects anything in.
+ */
+static uint8_t *put_jump(uint8_t *at, uintptr_t to)
+{
+    at = put(at, 0x58000051); /* ldr x17, 8 bytes on */
+    at = put(at, 0xd61f0220); /* br x17 */
+    memcpy(at, &to, sizeof(to));
+    return at + sizeof(to);
+}
+
+static uintptr_t jump_target(const uint8_t *code)
+{
+    int64_t distance = (int64_t)(int32_t)(instruction_at(code) << 6) >> 4;
+    return (uintptr_t)code + (uintptr_t)distance;
+}
+
 static bool branch(uintptr_t from, uintptr_t to, uint32_t *instruction)
 {
     int64_t distance = (int64_t)(to - from);
@@ -115,17 +141,16 @@ enum lamprey_status lamprey_hook_arch_emit(struct lamprey_hook_plan *plan, uintp
     uintptr_t site = (uintptr_t)plan->function + plan->site;
     uint8_t *at = bytes;
     memset(bytes, 0, LAMPREY_HOOK_ISLAND_BYTES);
-    /* The stub goes any distance through x17, which every landing pad accepts. */
     at = put(at, plan->site != 0 ? undo_of(instruction_at(plan->function)) : nop);
-    at = put(at, 0x58000071); /* ldr x17, 12 bytes on */
-    at = put(at, 0xd61f0220); /* br x17 */
-    at = put(at, 0);
-    memcpy(at, &replacement, sizeof(replacement));
+    put_jump(at, (uintptr_t)replacement);
 
     at = bytes + LAMPREY_HOOK_TRAMPOLINE_AT;
     at = put(at, bti_c);
-    for (size_t offset = 0; offset < plan->moved; offset += INSTRUCTION_BYTES) {
-        at = put(at, instruction_at(plan->function + offset));
+    at = plan->site != 0 ? put(at, instruction_at(plan->function)) : at;
+    if (is_jump(instruction_at(plan->function + plan->site))) {
+        at = put_jump(at, jump_target(plan->function + plan->site));
+    } else {
+        at = put(at, instruction_at(plan->function + plan->site));
     }
     if (!branch(island + (uintptr_t)(at - bytes), (uintptr_t)plan->function + plan->moved, &back) ||
         !branch(site, island, &to_island)) {

@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Functions to redirect. Each fixture_<shape>_<offset> returns its argument plus 100, starts <offset>
- * bytes behind a 64-byte boundary and has a prologue of its own shape. */
+/* Functions to redirect. Each fixture_<shape>_<offset> returns its argument plus 100, starts
+ * <offset> bytes behind a 64-byte boundary and has a prologue of its own shape. */
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
-#ifdef __x86_64__
 /* clang-format off */
 #define SHAPE(shape, offset, body)                                                                 \
-    __asm__(".text\n.p2align 6, 0xcc\n.skip 64 + " #offset ", 0xcc\n"                              \
+    __asm__(".text\n.p2align 6" FILL "\n.skip 64 + " #offset FILL "\n"                              \
             ".globl fixture_" #shape "_" #offset "\n"                                              \
             ".type fixture_" #shape "_" #offset ", @function\n"                                    \
             "fixture_" #shape "_" #offset ":\n" body                                               \
             "\n.size fixture_" #shape "_" #offset ", . - fixture_" #shape "_" #offset "\n");
 
+#ifdef __x86_64__
+#define FILL ", 0xcc"
+#define SAVED_REGISTERS "rbx", "r12", "r13"
 #define SHAPES(offset)                                                                             \
     SHAPE(frame, offset, "push %rbp\n mov %rsp,%rbp\n lea 100(%rdi),%rax\n pop %rbp\n ret")        \
     SHAPE(saved, offset, "push %r15\n mov %rdi,%r15\n lea 100(%r15),%rax\n pop %r15\n ret")        \
@@ -50,45 +52,103 @@ SHAPE(refused_back, 0, "push %rbp\n 1: mov %rdi,%rax\n add $100,%rax\n cmp $0,%r
 SHAPE(refused_counter, 0, "jrcxz 1f\n lea 100(%rdi),%rax\n ret\n 1: lea 100(%rdi),%rax\n ret")
 SHAPE(refused_unknown, 0, ".byte 0x62, 0xf1, 0x7c, 0x48, 0x28, 0xc0\n ret")
 SHAPE(refused_split, 7, "mov (%rdi),%rax\n add $100,%rax\n nop\n ret")
-/* clang-format on */
 #endif
 
-/* Enough to look like NCCL. */
-EXPORT int ncclGetVersion(int *version) {
+#ifdef __aarch64__
+#define FILL ""
+#define SAVED_REGISTERS "x19", "x20", "x21"
+#define PUSH "stp x29,x30,[sp,#-16]!\n"
+#define POP "ldp x29,x30,[sp],#16\n"
+#define SHAPES(offset)                                                                             \
+    SHAPE(frame, offset, PUSH "mov x29,sp\n add x0,x0,#100\n" POP "ret")                           \
+    SHAPE(saved, offset, "str x19,[sp,#-16]!\n mov x19,x0\n add x0,x19,#100\n ldr x19,[sp],#16\n"   \
+                         "ret")                                                                    \
+    SHAPE(stack, offset, "sub sp,sp,#32\n str x0,[sp,#8]\n ldr x0,[sp,#8]\n add x0,x0,#100\n"       \
+                         "add sp,sp,#32\n ret")                                                    \
+    SHAPE(address, offset, PUSH "adrp x9,fixture_hundred\n ldr x9,[x9,:lo12:fixture_hundred]\n"     \
+                           "add x0,x0,x9\n" POP "ret")                                             \
+    SHAPE(branch, offset, "cmp x0,#0\n b.eq 1f\n add x0,x0,#100\n ret\n 1: mov x0,#100\n ret")     \
+    SHAPE(call, offset, PUSH "bl fixture_target\n" POP "ret")                                      \
+    SHAPE(marked, offset, "bti c\n" PUSH "mov x29,sp\n add x0,x0,#100\n" POP "ret")                \
+    SHAPE(signed, offset, "paciasp\n" PUSH "add x0,x0,#100\n" POP "autiasp\n ret")                 \
+    SHAPE(keyed, offset, "pacibsp\n" PUSH "add x0,x0,#100\n" POP "autibsp\n ret")                  \
+    SHAPE(vector, offset, "stp d8,d9,[sp,#-16]!\n fmov d8,x0\n fmov x0,d8\n add x0,x0,#100\n"       \
+                          "ldp d8,d9,[sp],#16\n ret")                                              \
+    SHAPE(constant, offset, "mov x9,#100\n add x0,x0,x9\n ret")                                     \
+    SHAPE(tail, offset, "b fixture_target")                                                        \
+    SHAPE(last, offset, "bti jc\n b fixture_target")
+
+__asm__(".arch_extension pauth\n"
+        ".text\n.p2align 2\nfixture_target: bti c\n add x0,x0,#100\n ret\n"
+        ".data\n.p2align 3\nfixture_hundred: .quad 100\n");
+
+SHAPES(0) SHAPES(4) SHAPES(8) SHAPES(12) SHAPES(32) SHAPES(56) SHAPES(60)
+
+/* Functions that can't be redirected. */
+#define REFUSED(shape, first)                                                                      \
+    SHAPE(refused_##shape, 0, first "\n add x0,x0,#100\n ret\n nop\n 1: add x0,x0,#100\n ret")       \
+    SHAPE(refused_##shape, 4, "bti c\n" first "\n add x0,x0,#100\n ret\n nop\n"                      \
+                              " 1: add x0,x0,#100\n ret")
+SHAPE(refused_short, 0, "paciasp")
+REFUSED(call, "bl fixture_target")
+REFUSED(condition, "b.ne 1f")
+REFUSED(zero, "cbz x0,1f")
+REFUSED(word, "cbnz w0,1f")
+REFUSED(bit, "tbz x0,#40,1f")
+REFUSED(bits, "tbnz x0,#3,1f")
+REFUSED(page, "adrp x9,fixture_hundred")
+REFUSED(address, "adr x9,1f")
+REFUSED(literal, "ldr x9,1f")
+REFUSED(signed, "ldrsw x9,1f")
+REFUSED(vector, "ldr q0,1f")
+REFUSED(return, "ret")
+REFUSED(register, "br x9")
+#endif
+    /* clang-format on */
+
+    /* Enough to look like NCCL. */
+    EXPORT int ncclGetVersion(int *version)
+{
     *version = 12345;
     return 0;
 }
 
-EXPORT long ncclAllReduce(long value) {
+EXPORT long ncclAllReduce(long value)
+{
     __asm__ volatile("" : "+r"(value));
     return value + 100;
 }
 
 /* Calls a public function of its own through its PLT, as NCCL does. */
-EXPORT long fixture_outer(long value) {
-    __asm__ volatile("" : "+r"(value) : : "rbx", "r12", "r13");
+EXPORT long fixture_outer(long value)
+{
+    __asm__ volatile("" : "+r"(value) : : SAVED_REGISTERS);
     return ncclAllReduce(value) + 1000;
 }
 
 /* Imports a function. */
-EXPORT int fixture_process(void) {
+EXPORT int fixture_process(void)
+{
     return getpid();
 }
 
 /* Not exported: must not be found. */
-__attribute__((visibility("hidden"), used)) long fixture_hidden(long value) {
+__attribute__((visibility("hidden"), used)) long fixture_hidden(long value)
+{
     return value;
 }
 
 EXPORT int fixture_data = 7;
 
-static long resolved(long value) {
+static long resolved(long value)
+{
     return value;
 }
 
 typedef long (*function)(long);
 
-__attribute__((used)) static function resolver(void) {
+__attribute__((used)) static function resolver(void)
+{
     return resolved;
 }
 

@@ -176,7 +176,6 @@ TEST_F(HookGot, LeavesCallersOfANamesakeAlone)
 
 TEST_F(HookGot, WorksWhereForcedWritesAreRefused)
 {
-#ifdef __x86_64__
     void *now = Open(Path("libhook_caller_now.so"));
     ASSERT_NE(now, nullptr);
     EXPECT_EQ(InChild([&] {
@@ -204,7 +203,6 @@ TEST_F(HookGot, WorksWhereForcedWritesAreRefused)
                   return In(now, "caller_call")(1) == 101 ? 0 : 4;
               }),
               0);
-#endif
 }
 
 } // namespace

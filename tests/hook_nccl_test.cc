@@ -22,17 +22,28 @@ class HookNccl : public ::testing::Test {
             candidates.push_back(root + "/lib64/libnccl.so.2");
         }
         for (const std::string &candidate : candidates) {
-            if (access(candidate.c_str(), R_OK) == 0) {
+            if (IsForThisProcessor(candidate)) {
                 path_ = candidate;
                 break;
             }
         }
         if (path_.empty()) {
-            GTEST_SKIP() << "no libnccl.so.2 in LAMPREY_TEST_NCCL, CUDA_HOME or /usr/local/cuda";
+            GTEST_SKIP() << "no libnccl.so.2 for this processor in LAMPREY_TEST_NCCL, CUDA_HOME or "
+                            "/usr/local/cuda";
         }
         library_ = Open(path_);
         ASSERT_NE(library_, nullptr);
         ASSERT_EQ(lamprey_image_of(dlsym(library_, "ncclAllReduce"), &image_), LAMPREY_OK);
+    }
+
+    static bool IsForThisProcessor(const std::string &path)
+    {
+        Elf64_Ehdr own{};
+        Elf64_Ehdr other{};
+        std::ifstream("/proc/self/exe", std::ios::binary)
+            .read(reinterpret_cast<char *>(&own), sizeof(own));
+        std::ifstream(path, std::ios::binary).read(reinterpret_cast<char *>(&other), sizeof(other));
+        return other.e_machine == own.e_machine;
     }
 
     // What the file has where an address of the image is, by its program headers.

@@ -37,7 +37,9 @@ while [[ ${1:-} == [A-Z]*=* ]]; do
 done
 
 status=0
-env "${environment[@]}" "$@" >"$scratch/out" 2>"$scratch/err" || status=$?
+# In an emulator of another processor (see tools/bazel/qemu_aarch64.sh), if there is one.
+read -ra runner <<<"${LAMPREY_TEST_RUNNER:-}"
+env "${environment[@]}" "${runner[@]}" "$@" >"$scratch/out" 2>"$scratch/err" || status=$?
 cat "$scratch/out"
 cat "$scratch/err" >&2
 [ "$status" = 0 ] || fail "status $status"

@@ -29,7 +29,7 @@ def _cuda_fatbin_impl(ctx):
     )
     return [DefaultInfo(files = depset([out]), runfiles = ctx.runfiles([out]))]
 
-cuda_fatbin = rule(
+_cuda_fatbin = rule(
     implementation = _cuda_fatbin_impl,
     attrs = {
         "architectures": attr.string_list(mandatory = True),
@@ -38,6 +38,27 @@ cuda_fatbin = rule(
         "src": attr.label(mandatory = True, allow_single_file = [".cu"]),
     },
 )
+
+# The same file whatever the host code is compiled for or with.
+def _compiled_once_impl(ctx):
+    return [DefaultInfo(files = depset(ctx.files.src), runfiles = ctx.runfiles(ctx.files.src))]
+
+_compiled_once = rule(
+    implementation = _compiled_once_impl,
+    attrs = {"src": attr.label(mandatory = True, cfg = "exec")},
+)
+
+def cuda_fatbin(name, **attributes):
+    """Compiles src once for all configurations: the sanitizers' and aarch64's use the plain build's."""
+    _cuda_fatbin(
+        name = name + "_once",
+        tags = ["manual"],
+        **attributes
+    )
+    _compiled_once(
+        name = name,
+        src = ":" + name + "_once",
+    )
 
 def embedded_fatbin(name, fatbin, symbol):
     """A library that holds the fatbin as a hidden array of this name.

@@ -72,6 +72,40 @@ cuda_repository = repository_rule(
     local = True,
 )
 
+# The cross compiler, and what tools/setup --aarch64 unpacked. Needed with --config=aarch64 only, and fetched only then.
+def _aarch64_repository_impl(ctx):
+    compiler = ctx.which("aarch64-linux-gnu-g++")
+    root = _absolute(ctx, ".cuda/aarch64")
+    if not compiler or not root.exists:
+        fail("No %s. Run tools/setup --aarch64." % ("aarch64-linux-gnu-g++" if not compiler else root))
+    listing = ctx.execute([compiler, "-E", "-x", "c++", "-v", "/dev/null"]).stderr
+    listing = listing.partition("#include <...> search starts here:\n")[2].partition("End of search list.")[0]
+    directories = [ctx.path(line.strip()) for line in listing.splitlines()]
+    own = [_below(root, "usr/include"), _below(root, "usr/include/aarch64-linux-gnu")]
+    libraries = [_below(root, "usr/lib/aarch64-linux-gnu"), _below(root, "lib/aarch64-linux-gnu")]
+    tools = {"gcc": str(ctx.which("aarch64-linux-gnu-gcc"))}
+    for tool in ["ar", "cpp", "dwp", "gcov", "ld", "llvm-cov", "nm", "objcopy", "objdump", "strip"]:
+        tools[tool] = str(ctx.which("aarch64-linux-gnu-" + tool) or "/bin/false")
+    ctx.file("compiler.bzl", "".join([
+        "%s = %r\n" % pair
+        for pair in [
+            ("INCLUDES", [str(directory.realpath) for directory in directories if directory.exists] +
+                         [str(directory) for directory in own]),
+            ("ROOT_FLAGS", ["-isystem%s" % directory for directory in own]),
+            ("ROOT_LINK_FLAGS", ["-L%s" % libraries[0]] +
+                                ["-Wl,-rpath-link=%s" % directory for directory in libraries]),
+            ("TOOLS", tools),
+        ]
+    ]))
+    ctx.template("qemu.sh", Label("//tools/bazel:qemu_aarch64.sh"), {"@ROOT@": str(root)})
+    ctx.symlink(Label("//tools/bazel:aarch64.BUILD"), "BUILD")
+
+aarch64_repository = repository_rule(
+    implementation = _aarch64_repository_impl,
+    environ = ["PATH"],
+    local = True,
+)
+
 _STUBS = ["rules_cc", "rules_java", "remote_coverage_tools"]
 
 def lamprey_repositories():
@@ -82,5 +116,6 @@ def lamprey_repositories():
         for name in _STUBS:
             native.local_repository(name = name, path = "tools/bazel/stubs/" + name)
 
+    aarch64_repository(name = "aarch64")
     cuda_repository(name = "cuda")
     googletest_repository(name = "googletest")
