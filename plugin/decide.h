@@ -90,14 +90,14 @@ enum lamprey_decision {
     LAMPREY_NOT_SIZE,
 };
 
-/* Could this call be ours on some communicator? Says nothing of the size. Only such calls set a
- * communicator up. */
 /* Messages up to this size make a communicator set itself up; larger ones go to NCCL while it is
  * new, so that one that has no small ones costs nothing. Fixed, since no setting is agreed on yet.
  */
 #define LAMPREY_SETUP_BYTES (16ull << 20)
 bool lamprey_decide_setup(size_t count, ncclDataType_t type);
 
+/* Could this call be ours on some communicator? Says nothing of the size. Only such calls set a
+ * communicator up. */
 enum lamprey_decision lamprey_decide_kind(size_t count, ncclDataType_t type, ncclRedOp_t op);
 
 /* Is this call ours on a communicator that agreed on agreed? */

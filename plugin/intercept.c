@@ -361,9 +361,11 @@ static ncclResult_t on_CommAbort(struct lamprey_nccl *nccl, ncclComm_t handle)
     return result;
 }
 
+/* With flags NCCL refuses, and the communicator lives on. */
 static ncclResult_t on_CommRevoke(struct lamprey_nccl *nccl, ncclComm_t handle, int flags)
 {
-    struct lamprey_comm *comm = passive() ? NULL : lamprey_comm_discover(nccl, handle);
+    struct lamprey_comm *comm =
+        passive() || flags != 0 ? NULL : lamprey_comm_discover(nccl, handle);
     if (comm) {
         lamprey_comm_close(handle, LAMPREY_REVOKED);
         lamprey_comm_release(comm);

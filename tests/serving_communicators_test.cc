@@ -219,6 +219,9 @@ TEST_F(Serving, RevokesAndShrinksWithALostRank)
             Rank self(rank, 3);
             self.init();
             self.round(LAMPREY_REFERENCE_F32, 64, 1);
+            REQUIRE(ncclCommRevoke(self.comm, 1) == ncclInvalidArgument); // so it lives on
+            self.round(LAMPREY_REFERENCE_F32, 64, 2);
+            REQUIRE(stats_of(self.comm).served == 2);
             if (rank == 2) { // lost
                 meet(3);
                 REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
