@@ -78,6 +78,20 @@ class RowWorld : public KernelWorld {
             CHECK_CU(cuLibraryLoadData(&row_library(), lamprey_row_fatbin, nullptr, nullptr, 0,
                                        nullptr, nullptr, 0));
         }
+        for (const Rank &rank : ranks_) {
+            static std::set<CUcontext> loaded;
+            if (!loaded.insert(rank.context).second) {
+                continue;
+            }
+            CHECK_CU(cuCtxSetCurrent(rank.context));
+            CUfunction function = nullptr;
+            for (int i = 0; i < LAMPREY_ROW_KERNEL_COUNT; i++) {
+                load(row_library(), lamprey_row_kernel_name(i), function);
+                CHECK_CU(cuFuncSetAttribute(function,
+                                            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                            LAMPREY_ROW_SHARED_BYTES));
+            }
+        }
     }
 
     void close_rows()
@@ -338,12 +352,8 @@ class RowWorld : public KernelWorld {
     static void launch_kernel(int index, const lamprey_row_plan &plan, lamprey_row_params &params,
                               CUstream stream)
     {
-        CUkernel kernel = nullptr;
         CUfunction function = nullptr;
-        CHECK_CU(cuLibraryGetKernel(&kernel, row_library(), lamprey_row_kernel_name(index)));
-        CHECK_CU(cuKernelGetFunction(&function, kernel));
-        CHECK_CU(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                    LAMPREY_ROW_SHARED_BYTES));
+        load(row_library(), lamprey_row_kernel_name(index), function);
         lamprey_near_row_params near = {};
         near.rows = params.rows;
         memcpy(&near.lane, &params.lane, sizeof near.lane);
