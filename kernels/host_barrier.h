@@ -20,15 +20,19 @@ class host_barrier {
     {
     }
 
-    void wait()
+    /* Whether any thread brought true. */
+    bool wait(bool here = false)
     {
         std::unique_lock<std::mutex> lock(mutex_);
         const unsigned meeting = meetings_;
+        gathering_ = gathering_ || here;
         if (++arrived_ == threads_) {
             arrived_ = 0;
             meetings_++;
+            any_[meeting % 2] = gathering_;
+            gathering_ = false;
             all_here_.notify_all();
-            return;
+            return any_[meeting % 2];
         }
         while (meetings_ == meeting) {
             if (delayed_stores.empty()) {
@@ -40,12 +44,15 @@ class host_barrier {
                 lock.lock();
             }
         }
+        return any_[meeting % 2]; /* the next but one meeting needs this thread */
     }
 
   private:
     const unsigned threads_;
     unsigned arrived_ = 0;
     unsigned meetings_ = 0;
+    bool gathering_ = false;
+    bool any_[2] = {false, false};
     std::mutex mutex_;
     std::condition_variable all_here_;
 };

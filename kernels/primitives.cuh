@@ -54,6 +54,11 @@ LAMPREY_DEVICE void block_sync()
 {
     __syncthreads();
 }
+/* The same; whether any thread says so. */
+LAMPREY_DEVICE bool block_any(bool here)
+{
+    return __syncthreads_or(here) != 0;
+}
 
 /* Of the cluster, its place in the grid and this CTA's in it; without clusters a CTA is one. */
 LAMPREY_DEVICE unsigned cluster_index()

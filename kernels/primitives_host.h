@@ -60,6 +60,10 @@ LAMPREY_DEVICE void block_sync()
         current_thread.barrier->wait();
     }
 }
+LAMPREY_DEVICE bool block_any(bool here)
+{
+    return current_thread.barrier ? current_thread.barrier->wait(here) : here;
+}
 
 LAMPREY_DEVICE unsigned cluster_size()
 {
@@ -94,7 +98,8 @@ LAMPREY_DEVICE void store_shared(uint32_t *own, unsigned cta, uint32_t value)
 {
     unsigned char *const *shared = current_thread.shared;
     const ptrdiff_t offset = reinterpret_cast<unsigned char *>(own) - shared[cluster_rank()];
-    *reinterpret_cast<uint32_t *>(shared[cta] + offset) = value;
+    /* Several threads may write the same. */
+    __atomic_store_n(reinterpret_cast<uint32_t *>(shared[cta] + offset), value, __ATOMIC_RELAXED);
 }
 
 template <class F> LAMPREY_DEVICE float tree_sum(F f)

@@ -376,7 +376,8 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     LAMPREY_INLINE void finish_row(uint64_t token, unsigned exchanged, const early &ahead)
     {
         if (!in_registers) {
-            block_sync(); /* a thread's vectors are others' from here on */
+            /* A thread's vectors are others' from here on, and so is that some are missing. */
+            lane.aborted = block_any(lane.aborted);
         }
         if (!exchanges()) {
             each_of_share([&](unsigned index) { finish_sum(token, index, ahead); });

@@ -290,9 +290,11 @@ TEST_P(RowKernels, MixWithPlainCalls)
 // A rank that doesn't come: its peers leave, and none writes what needs the data that is missing.
 TEST_P(RowKernels, LeaveTogether)
 {
-    for (lamprey_algorithm algorithm : kAlgorithms) {
+    for (int kind = 0; kind < 4; kind++) {
         open_rows((uint32_t)GetParam());
-        RowCall call = {LAMPREY_REFERENCE_BF16, 4, 2048, algorithm};
+        const lamprey_algorithm algorithm = kAlgorithms[kind % 2];
+        // In the shorter row some threads have no part of a shard to wait for.
+        RowCall call = {LAMPREY_REFERENCE_BF16, 4, kind < 2 ? 2048u : 64u, algorithm};
         call.sum_out = true;
         call.quantisation = LAMPREY_QUANT_FP8_TOKEN;
         timeout_ms_ = 50;
