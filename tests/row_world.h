@@ -195,7 +195,9 @@ class RowWorld : public KernelWorld {
                     make_data(call.type, call.residual ? elements : 0, call.kind, seed * 17 + 5));
             const element_type gamma_type =
                 call.gamma == weights::fp32 ? LAMPREY_REFERENCE_F32 : call.type;
-            arena.gamma = put(arena, call,
+            RowCall gamma_call = call; // at multiples of its own element
+            gamma_call.type = call.gamma == weights::fp32 ? LAMPREY_REFERENCE_F32 : call.type;
+            arena.gamma = put(arena, gamma_call,
                               make_data(gamma_type, call.gamma == weights::none ? 0 : call.hidden,
                                         data_kind::numbers, seed * 19));
             bytes scale(sizeof call.scale);
