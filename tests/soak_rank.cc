@@ -29,7 +29,9 @@ Rank::Rank(World &world, int rank)
       local_(world.seed * 1000003 + (uint64_t)rank)
 {
     CUdevice device;
-    MUST(cuInit(0) == CUDA_SUCCESS && cuDeviceGet(&device, rank) == CUDA_SUCCESS);
+    int count = 0;
+    MUST(cuInit(0) == CUDA_SUCCESS && cuDeviceGetCount(&count) == CUDA_SUCCESS && count > 0);
+    MUST(cuDeviceGet(&device, rank % count) == CUDA_SUCCESS);
     MUST(cuDevicePrimaryCtxRetain(&context_, device) == CUDA_SUCCESS);
     MUST(cuCtxSetCurrent(context_) == CUDA_SUCCESS);
     for (CUstream &stream : streams_) {

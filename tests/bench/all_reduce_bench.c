@@ -28,10 +28,11 @@ static void print_record(const struct bench_rank *rank, enum bench_mode mode, si
     printf("{\"peer\": \"%s\", \"mode\": \"%s\", \"bytes\": %zu, \"type\": \"%s\", \"op\": \"%s\"",
            options->label, bench_mode_name(mode), bytes, reference_type_name(options->type),
            reference_op_name(options->op));
-    printf(", \"ranks\": %d, \"processes\": %s, \"registered\": %s, \"calls\": %d, \"rounds\": %d",
+    printf(", \"ranks\": %d, \"processes\": %s, \"registered\": %s, \"calls\": %d, \"group\": %d, "
+           "\"rounds\": %d",
            rank->self->nranks, options->threads ? "false" : "true",
            options->registered ? "true" : "false",
-           mode == BENCH_DECODE ? BENCH_LAYERS : options->calls, options->rounds);
+           mode == BENCH_DECODE ? BENCH_LAYERS : options->calls, options->group, options->rounds);
     print_time("median_us", figures->median);
     print_time("p1_us", figures->p1);
     print_time("p99_us", figures->p99);

@@ -214,6 +214,8 @@ peer torch-nccl-no-mixing more "$mixing_off" "${torch[@]}" --peer=torch-nccl
 peer torch-lamprey more "${lamprey[@]}" "${torch[@]}" --peer=torch-nccl
 peer nccl-threads more "${program[@]}" --threads
 peer lamprey-threads more "${lamprey[@]}" "${program[@]}" --threads
+peer nccl-group32 more "${program[@]}" --group=32 --mode=graph,eager,host
+peer lamprey-group32 more "${lamprey[@]}" "${program[@]}" --group=32 --mode=graph,eager,host
 for algorithm in Ring Tree; do
     for protocol in LL LL128 Simple; do
         name=nccl-$algorithm-$protocol

@@ -19,6 +19,20 @@ static void all_reduce(const struct bench_rank *rank, size_t bytes)
                        rank->gpu.comm, (cudaStream_t)rank->gpu.stream));
 }
 
+static void all_reduces(const struct bench_rank *rank, size_t bytes, int calls)
+{
+    const int group = rank->options->group;
+    for (int i = 0; i < calls; i++) {
+        if (group > 1 && i % group == 0) {
+            NCCL(ncclGroupStart());
+        }
+        all_reduce(rank, bytes);
+        if (group > 1 && (i % group == group - 1 || i + 1 == calls)) {
+            NCCL(ncclGroupEnd());
+        }
+    }
+}
+
 static void user_kernel(const struct bench_rank *rank, size_t bytes)
 {
     CU(cuMemsetD32Async(rank->buffers.user, 0x3f003f00, bytes / 4, rank->gpu.stream));
@@ -42,25 +56,18 @@ void bench_warm_up(const struct bench_rank *rank)
     } while (now_us() - start < WARM_UP_US);
 }
 
-static void add(const struct bench_rank *rank, enum content content, size_t bytes)
+static void layers(const struct bench_rank *rank, enum content content, size_t bytes, int times)
 {
-    size_t user_bytes = rank->options->user_bytes;
-    switch (content) {
-    case NOTHING_MUCH:
-        user_kernel(rank, BENCH_LAUNCH_BYTES);
-        break;
-    case ALL_REDUCES:
-        all_reduce(rank, bytes);
-        break;
-    case LAYERS_WITH:
-        user_kernel(rank, user_bytes);
-        all_reduce(rank, bytes);
-        user_kernel(rank, user_bytes);
-        break;
-    case LAYERS_WITHOUT:
-        user_kernel(rank, user_bytes);
-        user_kernel(rank, user_bytes);
-        break;
+    for (int i = 0; i < times; i++) {
+        if (content == NOTHING_MUCH) {
+            user_kernel(rank, BENCH_LAUNCH_BYTES);
+            continue;
+        }
+        user_kernel(rank, rank->options->user_bytes);
+        if (content == LAYERS_WITH) {
+            all_reduce(rank, bytes);
+        }
+        user_kernel(rank, rank->options->user_bytes);
     }
 }
 
@@ -70,8 +77,10 @@ static CUgraphExec capture(const struct bench_rank *rank, enum content content, 
     CUgraph graph;
     CUgraphExec instance;
     CU(cuStreamBeginCapture(rank->gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-    for (int i = 0; i < times; i++) {
-        add(rank, content, bytes);
+    if (content == ALL_REDUCES) {
+        all_reduces(rank, bytes, times);
+    } else {
+        layers(rank, content, bytes, times);
     }
     CU(cuStreamEndCapture(rank->gpu.stream, &graph));
     CU(cuGraphInstantiate(&instance, graph, 0));
@@ -96,13 +105,6 @@ static double replay_us(const struct bench_rank *rank, CUgraphExec instance)
     CU(cuGraphLaunch(instance, rank->gpu.stream));
     CU(cuEventRecord(rank->stop, rank->gpu.stream));
     return elapsed_us(rank);
-}
-
-static void all_reduces(const struct bench_rank *rank, size_t bytes, int calls)
-{
-    for (int i = 0; i < calls; i++) {
-        all_reduce(rank, bytes);
-    }
 }
 
 static double eager_us(const struct bench_rank *rank, size_t bytes)

@@ -24,6 +24,7 @@ static const char usage[] =
     "  --ranks=N               (as many as there are GPUs, at most 8)\n"
     "  --threads, --processes  one process for all ranks, or one for each (processes)\n"
     "  --calls-per-graph=N     also the calls of an eager round (200)\n"
+    "  --group=N               calls in a group, in graphs, eager and host (1: no group)\n"
     "  --rounds=N              measured replays (100)\n"
     "  --user-bytes=N          what a user kernel of --mode=decode writes (16M)\n"
     "  --registered            buffers registered as symmetric windows\n"
@@ -164,6 +165,7 @@ enum choice {
     THREADS,
     PROCESSES,
     CALLS,
+    GROUP,
     ROUNDS,
     USER_BYTES,
     REGISTERED,
@@ -182,6 +184,7 @@ static const struct option names[] = {
     {"threads", no_argument, NULL, THREADS},
     {"processes", no_argument, NULL, PROCESSES},
     {"calls-per-graph", required_argument, NULL, CALLS},
+    {"group", required_argument, NULL, GROUP},
     {"rounds", required_argument, NULL, ROUNDS},
     {"user-bytes", required_argument, NULL, USER_BYTES},
     {"registered", no_argument, NULL, REGISTERED},
@@ -220,6 +223,9 @@ static void read_option(struct bench_options *options, int option)
     case CALLS:
         options->calls = read_count("calls-per-graph", optarg);
         break;
+    case GROUP:
+        options->group = read_count("group", optarg);
+        break;
     case ROUNDS:
         options->rounds = read_count("rounds", optarg);
         break;
@@ -256,6 +262,7 @@ void bench_options_read(struct bench_options *options, int argc, char **argv)
         .type = ncclBfloat16,
         .op = ncclSum,
         .calls = 200,
+        .group = 1,
         .rounds = 100,
         .user_bytes = (size_t)16 << 20,
         .label = "nccl",

@@ -27,6 +27,7 @@ struct bench_options {
     ncclRedOp_t op;
     int ranks; /* 0: as many as there are GPUs, at most 8 */
     int calls; /* per graph, and per eager round */
+    int group; /* calls in one; 1: none */
     int rounds;
     size_t user_bytes; /* what the user kernels of decode write */
     bool threads;

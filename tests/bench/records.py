@@ -6,7 +6,7 @@ import csv
 import json
 
 COLUMNS = (
-    "peer mode bytes type op ranks processes registered calls rounds median_us p1_us p99_us user_us wrong served nccl"
+    "peer mode bytes type op ranks processes registered calls group rounds median_us p1_us p99_us user_us wrong served nccl"
 ).split()
 Peer = collections.namedtuple("Peer", "name state seconds note")
 

@@ -49,6 +49,7 @@ struct Gpu {
     CUdeviceptr staging;
     CUdeviceptr lanes;
     CUdeviceptr alarm;
+    CUstream stream; // for memory
 };
 
 struct AllReduce {
@@ -156,9 +157,11 @@ class GpuPair {
         const Gpu &gpu = gpus_[rank];
         slot_cells_[rank] = slot_cells;
         use(rank);
-        CHECK_CU(cuMemsetD8(gpu.staging, 0xff, lamprey_staging_bytes(lanes_, most_slot_cells_)));
-        CHECK_CU(cuMemsetD8(gpu.lanes, 0, lanes_ * sizeof(lamprey_lane)));
-        CHECK_CU(cuCtxSynchronize());
+        // Not the context: where the ranks share it, the other may be capturing.
+        CHECK_CU(cuMemsetD8Async(gpu.staging, 0xff, lamprey_staging_bytes(lanes_, most_slot_cells_),
+                                 gpu.stream));
+        CHECK_CU(cuMemsetD8Async(gpu.lanes, 0, lanes_ * sizeof(lamprey_lane), gpu.stream));
+        CHECK_CU(cuStreamSynchronize(gpu.stream));
     }
 
     // A sum; its kernel must have been loaded. On the calling thread's GPU, which must be rank's.
@@ -205,6 +208,7 @@ class GpuPair {
         CHECK_CU(cuMemAlloc(&gpu.staging, lamprey_staging_bytes(lanes_, most_slot_cells_)));
         CHECK_CU(cuMemAlloc(&gpu.lanes, lanes_ * sizeof(lamprey_lane)));
         CHECK_CU(cuMemHostGetDevicePointer(&gpu.alarm, alarm_, 0));
+        CHECK_CU(cuStreamCreate(&gpu.stream, CU_STREAM_NON_BLOCKING));
         reset(rank, most_slot_cells_);
     }
 

@@ -221,7 +221,7 @@ for binary in "$here"/tests/*; do
     [ -x "$binary" ] && [ "$(basename "$binary")" != soak_test ] || continue
     try "$(basename "$binary")" 120 any "${kernels[@]}" "$binary"
 done
-try soak_test $((soak_seconds + 150)) any "${kernels[@]}" LAMPREY_TEST_SECONDS="$soak_seconds" \
+try soak_test $((soak_seconds + 150)) any "${kernels[@]}" ${CUDA_MPS_PIPE_DIRECTORY:+CUDA_MPS_PIPE_DIRECTORY="$CUDA_MPS_PIPE_DIRECTORY"} LAMPREY_TEST_SECONDS="$soak_seconds" \
     LAMPREY_TEST_SEED="${seed:-1}" "$here/tests/soak_test"
 has_passed soak_test && grep '^soak:' "$results/logs/soak_test.log"
 
@@ -259,6 +259,17 @@ if [ -n "$python" ]; then
     keep_times torch_nccl_no_mixing nccl-no-mixing
     try torch_lamprey 120 served "${with[@]}" "${torch[@]}"
     keep_times torch_lamprey lamprey
+fi
+
+# Training gives the same losses with and without.
+if [ -n "$python" ]; then
+    export CUBLAS_WORKSPACE_CONFIG=:4096:8
+    try torch_training 120 served "${with[@]}" "$python" "$here/programs/torch_training.py"
+    try plain_torch_training 120 plain "${base[@]}" "$python" "$here/programs/torch_training.py"
+    if has_passed torch_training && has_passed plain_torch_training; then
+        try torch_training_losses 10 any diff <(grep '^loss' "$results/logs/torch_training.log") \
+            <(grep '^loss' "$results/logs/plain_torch_training.log")
+    fi
 fi
 
 # A benchmark alone, for which the emulator is too slow.
@@ -317,7 +328,8 @@ if [ "$quick" = 0 ] && [ -z "$topology" ]; then
     try soak_calls 60 any "${kernels[@]}" "$here/programs/soak_calls" --seconds=20
 fi
 
-# Memory errors in the kernels, with 2, 3 and 8 ranks: kernels_test numbers its worlds 2, 3, 4 ... from 0.
+# Memory errors in the kernels, with 2, 3 and 8 ranks: kernels_test numbers its worlds 2, 3, 4 ... from 0; with rows 2
+# and 3.
 if [ "$quick" = 0 ]; then
     sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
     for binary in "$here"/tests/*kernel*; do
@@ -325,13 +337,18 @@ if [ "$quick" = 0 ]; then
             # One process drives all GPUs here; the demo below has a process per GPU.
             try "memcheck_$(basename "$binary")" 120 any "${kernels[@]}" \
                 "$sanitizer" --tool memcheck --error-exitcode 9 "$binary" \
-                '--gtest_filter=Ranks/Kernels.*/0:Ranks/Kernels.*/1:Ranks/Kernels.*/6:TwoRanks.*'
+                '--gtest_filter=Ranks/Kernels.*/0:Ranks/Kernels.*/1:Ranks/Kernels.*/6:TwoRanks.*:Worlds/RowKernels.*/0:Worlds/RowKernels.*/1'
         fi
     done
+    filter=
+    for name in ReduceEveryCount 'KeepRoundsApart*' NormaliseEveryShape 'Quantise*'; do
+        filter+="*.$name/0:*.$name/1:"
+    done
     for tool in racecheck initcheck; do
-        [ -z "$sanitizer" ] || try "${tool}_kernels_test" 60 any "${kernels[@]}" \
-            "$sanitizer" --tool "$tool" --error-exitcode 9 "$here/tests/kernels_test" \
-            '--gtest_filter=*.ReduceEveryCount/0:*.ReduceEveryCount/1:*.KeepRoundsApart*/0:*.KeepRoundsApart*/1'
+        for binary in kernels_test row_kernels_test; do
+            [ -z "$sanitizer" ] || try "${tool}_$binary" 90 any "${kernels[@]}" \
+                "$sanitizer" --tool "$tool" --error-exitcode 9 "$here/tests/$binary" "--gtest_filter=$filter"
+        done
     done
     # NCCL asks for kernels that it wasn't built with, and takes the error as the answer.
     [ -z "$sanitizer" ] || try memcheck_demo 120 served "${with[@]}" "$sanitizer" --tool memcheck \
