@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plugin/row_kernels.h"
 
+#include <pthread.h>
 #include <stdio.h>
 
 #include "kernels/fatbin.h"
@@ -8,7 +9,9 @@
 
 #define FIRST_GPU_WITH_CLUSTERS 90
 
-static CUlibrary library; /* under the caller's lock */
+/* One for all devices; the caller's lock is one device's. */
+static CUlibrary library;
+static pthread_mutex_t library_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /* CTAs of the largest size that fit the GPU together, in clusters of device->row_cluster. */
 static enum lamprey_status count_ctas(const struct lamprey_device *device, CUfunction function,
@@ -78,18 +81,27 @@ static enum lamprey_status load(struct lamprey_device *device, int index)
     return status;
 }
 
+static enum lamprey_status load_library(const struct lamprey_driver *driver)
+{
+    enum lamprey_status status = LAMPREY_OK;
+    pthread_mutex_lock(&library_mutex);
+    if (!library) {
+        status = lamprey_driver_check(
+            driver->LibraryLoadData(&library, lamprey_row_fatbin, NULL, NULL, 0, NULL, NULL, 0),
+            "cuLibraryLoadData");
+    }
+    pthread_mutex_unlock(&library_mutex);
+    return status;
+}
+
 enum lamprey_status lamprey_row_kernels_load(struct lamprey_device *device, char *reason,
                                              size_t reason_size)
 {
     const struct lamprey_driver *driver = device->driver;
-    if (!library) {
-        enum lamprey_status status = lamprey_driver_check(
-            driver->LibraryLoadData(&library, lamprey_row_fatbin, NULL, NULL, 0, NULL, NULL, 0),
-            "cuLibraryLoadData");
-        if (status) {
-            snprintf(reason, reason_size, "the driver can't load the kernels for rows");
-            return status;
-        }
+    const enum lamprey_status loaded = load_library(driver);
+    if (loaded) {
+        snprintf(reason, reason_size, "the driver can't load the kernels for rows");
+        return loaded;
     }
     device->row_ctas = UINT32_MAX;
     device->row_cluster =

@@ -178,6 +178,14 @@ TEST_F(FusedCalls, ReplayInGraphs)
     });
 }
 
+// Threads that set their GPUs up at once load each of the two libraries once: the third load fails.
+TEST_F(FusedCalls, LoadTheKernelsOnceForAllGpus)
+{
+    setenv("LAMPREY_EMULATOR_FAIL", "cuLibraryLoadData:3", 1);
+    threads(8, [](int rank) { mix(rank, 8); });
+    unsetenv("LAMPREY_EMULATOR_FAIL");
+}
+
 // Nothing is launched, no peer is needed, and the text names the argument.
 TEST_F(FusedCalls, RefuseWhatMakesNoSense)
 {
