@@ -132,6 +132,10 @@ static ncclResult_t launch(struct lamprey_comm *comm, const struct lamprey_fused
     struct lamprey_row_params params;
     struct lamprey_order_step step;
     bool pushed = false;
+    if (comm->agreed.row_lanes == 0) {
+        return lamprey_api_fail(
+            ncclInvalidUsage, "%s: the GPU of some rank can't run the kernels for it", call->name);
+    }
     if (plan.cluster == 0) {
         return lamprey_api_fail(ncclInvalidArgument, "%s: hidden %llu is more than this GPU takes",
                                 call->name, (unsigned long long)call->args.hidden);

@@ -151,7 +151,8 @@ struct lampreyMoeFinalizeArgs {
 };
 
 /* ncclInvalidArgument: lampreyGetLastError names the argument, and nothing is launched or written.
- * ncclInvalidUsage: the communicator isn't served, or a group is open. */
+ * ncclInvalidUsage: the communicator isn't served, a group is open, or some rank's GPU can't run
+ * these kernels. */
 LAMPREY_API ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm_t comm,
                                                cudaStream_t stream);
 LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFusedArgs *args,

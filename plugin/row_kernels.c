@@ -2,10 +2,10 @@
 #include "plugin/row_kernels.h"
 
 #include <pthread.h>
-#include <stdio.h>
 
 #include "kernels/fatbin.h"
 #include "kernels/row_plan.h"
+#include "plugin/log.h"
 
 #define FIRST_GPU_WITH_CLUSTERS 90
 
@@ -94,26 +94,28 @@ static enum lamprey_status load_library(const struct lamprey_driver *driver)
     return status;
 }
 
-enum lamprey_status lamprey_row_kernels_load(struct lamprey_device *device, char *reason,
-                                             size_t reason_size)
+static void do_without(struct lamprey_device *device, const char *missing)
+{
+    device->row_ctas = 0;
+    lamprey_info("all-reduces with an epilogue are not served: %s can't be loaded", missing);
+}
+
+void lamprey_row_kernels_load(struct lamprey_device *device)
 {
     const struct lamprey_driver *driver = device->driver;
-    const enum lamprey_status loaded = load_library(driver);
-    if (loaded) {
-        snprintf(reason, reason_size, "the driver can't load the kernels for rows");
-        return loaded;
-    }
     device->row_ctas = UINT32_MAX;
     device->row_cluster =
         device->capability >= FIRST_GPU_WITH_CLUSTERS && driver->OccupancyMaxActiveClusters
             ? LAMPREY_MAX_CLUSTER
             : 1;
+    if (load_library(driver) != LAMPREY_OK) {
+        do_without(device, "their library");
+        return;
+    }
     for (int i = 0; i < LAMPREY_ROW_KERNEL_COUNT; i++) {
-        enum lamprey_status status = load(device, i);
-        if (status) {
-            snprintf(reason, reason_size, "kernel %s can't be loaded", lamprey_row_kernel_name(i));
-            return status;
+        if (load(device, i) != LAMPREY_OK) {
+            do_without(device, lamprey_row_kernel_name(i));
+            return;
         }
     }
-    return LAMPREY_OK;
 }

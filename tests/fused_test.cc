@@ -186,6 +186,27 @@ TEST_F(FusedCalls, LoadTheKernelsOnceForAllGpus)
     unsetenv("LAMPREY_EMULATOR_FAIL");
 }
 
+// One rank's GPU is enough: the ranks agree, and plain calls are served as ever.
+TEST_F(FusedCalls, LeavePlainCallsAloneWhereAGpuCanNotRunThem)
+{
+    for (const char *fault : {"cuFuncSetAttribute:1", "cuLibraryLoadData:2"}) {
+        memset(shared, 0, sizeof *shared);
+        processes(2, [&](int rank) {
+            if (rank == 1) {
+                setenv("LAMPREY_EMULATOR_FAIL", fault, 1);
+            }
+            Rank self(rank, 2);
+            self.init();
+            Fused fused(self);
+            fused.fill(0);
+            REQUIRE(fused.run() == ncclInvalidUsage);
+            self.round(LAMPREY_REFERENCE_F32, 1000, 1);
+            REQUIRE(stats_of(self.comm).served == 1);
+            REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+        });
+    }
+}
+
 // Nothing is launched, no peer is needed, and the text names the argument.
 TEST_F(FusedCalls, RefuseWhatMakesNoSense)
 {
