@@ -207,6 +207,25 @@ TEST_F(FusedCalls, LeavePlainCallsAloneWhereAGpuCanNotRunThem)
     }
 }
 
+// The lanes are dead then: a call that did nothing must not look like one that worked.
+TEST_F(FusedCalls, FailAfterCallsThatDiffered)
+{
+    setenv("LAMPREY_CHECK", "1", 1);
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        Fused fused(self);
+        fused.fill(0);
+        REQUIRE(fused.run() == ncclSuccess);
+        fused.check(0);
+        REQUIRE(self.all_reduce(fused.type, 100 + (size_t)rank) == ncclSuccess);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        REQUIRE(fused.run() == ncclInvalidUsage);
+        REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+    });
+    unsetenv("LAMPREY_CHECK");
+}
+
 // Nothing is launched, no peer is needed, and the text names the argument.
 TEST_F(FusedCalls, RefuseWhatMakesNoSense)
 {
