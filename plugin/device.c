@@ -192,11 +192,9 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
         snprintf(reason, reason_size, "no multiprocessor takes a CTA");
         return LAMPREY_ERROR_UNSUPPORTED;
     }
-    status = lamprey_row_kernels_load(device, reason, reason_size);
-    if (!status) {
-        device->resident_ctas = resident;
-    }
-    return status;
+    lamprey_row_kernels_load(device);
+    device->resident_ctas = resident;
+    return LAMPREY_OK;
 }
 
 enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,

@@ -6,6 +6,7 @@
 #include "kernels/row_plan.h"
 #include "plugin/api.h"
 #include "plugin/attach.h"
+#include "plugin/check.h"
 #include "plugin/config.h"
 #include "plugin/group.h"
 #include "plugin/log.h"
@@ -132,9 +133,18 @@ static ncclResult_t launch(struct lamprey_comm *comm, const struct lamprey_fused
     struct lamprey_row_params params;
     struct lamprey_order_step step;
     bool pushed = false;
+    if (comm->agreed.row_lanes == 0) {
+        return lamprey_api_fail(
+            ncclInvalidUsage, "%s: the GPU of some rank can't run the kernels for it", call->name);
+    }
     if (plan.cluster == 0) {
         return lamprey_api_fail(ncclInvalidArgument, "%s: hidden %llu is more than this GPU takes",
                                 call->name, (unsigned long long)call->args.hidden);
+    }
+    if (lamprey_check_failed(workspace)) {
+        lamprey_count(&comm->counters, LAMPREY_COUNT_failed);
+        return lamprey_api_fail(ncclInvalidUsage, "%s: an earlier call differed over the ranks",
+                                call->name);
     }
     if (lamprey_workspace_timed_out(workspace)) {
         lamprey_count(&comm->counters, LAMPREY_COUNT_failed);

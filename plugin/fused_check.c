@@ -53,6 +53,7 @@ static ncclResult_t check_overlaps(const struct lamprey_fused *call)
     const uint64_t elements = args->tokens * args->hidden;
     const uint64_t bytes = elements * call->element_bytes;
     const bool given = moe->source == LAMPREY_ROWS_GIVEN;
+    const uint64_t choices = args->tokens * moe->count;
     const struct span spans[] = {
         {"in", given ? args->in : NULL, bytes, false, true},
         {"residual_in", args->residual_in, bytes, false, true},
@@ -63,6 +64,9 @@ static ncclResult_t check_overlaps(const struct lamprey_fused *call)
         {"rows", moe->inputs,
          moe->source == LAMPREY_ROWS_MOE_REDUCE ? moe->count * bytes : call->element_bytes, false,
          false},
+        {"scales", moe->scales, choices * (moe->wide_scales ? 4 : call->element_bytes), false,
+         false},
+        {"indices", moe->indices, choices * 4, false, false},
         {"all_reduce_out", args->all_reduce_out, bytes, true, true},
         {"residual_out", args->residual_out, bytes, true, true},
         {"norm_out", args->norm_out, bytes, true, true},
@@ -231,6 +235,9 @@ ncclResult_t lamprey_fused_check(struct lamprey_fused *call)
     }
     if (args->flags >= 2 * LAMPREY_FUSED_SIGNAL) {
         return FAIL(call, "%s: flags has bits that mean nothing (0x%x)", call->name, args->flags);
+    }
+    if (args->tokens == 0) { /* empty tensors have no addresses in many frameworks */
+        return ncclSuccess;
     }
     ncclResult_t result = check_rows(call);
     if (result == ncclSuccess) {

@@ -69,9 +69,9 @@ LAMPREY_API ncclResult_t lampreyGetStats(ncclComm_t comm, struct lampreyStats *s
  *
  * The communicator must be served (its log line says so); it is set up at its first call. Calls are
  * ordered with NCCL's and captured like ncclAllReduce, but may not stand inside a group. On all
- * ranks tokens, hidden, type, strategy, group where quantize is
- * lampreyQuantizeFp8PerGroup, and the accumulation must be equal; pointers, their alignment and the
- * choice of outputs may differ. */
+ * ranks tokens, hidden, type, strategy and the accumulation must be equal, and where one rank's
+ * quantize is lampreyQuantizeFp8PerGroup, all ranks' quantize and group; else pointers, their
+ * alignment and the choice of outputs may differ. */
 
 typedef enum {
     lampreyQuantizeNone = 0,
@@ -99,7 +99,7 @@ typedef enum {
     2u /* nothing that may still run on the stream writes gamma: it is read early */
 #define LAMPREY_FUSED_ACCUMULATE_IN_TYPE 4u /* sums are rounded to type at each step */
 #define LAMPREY_FUSED_SIGNAL                                                                       \
-    8u /* let the stream's next kernel start early: it waits before it reads */
+    8u /* let the stream's next kernel start early: it waits before it reads or writes */
 
 /* Matrices lie row by row without gaps. An output of type may be in or residual_in itself; other
  * memory overlaps nowhere. Memory at multiples of 16 and a hidden that is a multiple of 16 bytes of
@@ -151,7 +151,8 @@ struct lampreyMoeFinalizeArgs {
 };
 
 /* ncclInvalidArgument: lampreyGetLastError names the argument, and nothing is launched or written.
- * ncclInvalidUsage: the communicator isn't served, or a group is open. */
+ * ncclInvalidUsage: the communicator isn't served, a group is open, or some rank's GPU can't run
+ * these kernels. */
 LAMPREY_API ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm_t comm,
                                                cudaStream_t stream);
 LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFusedArgs *args,

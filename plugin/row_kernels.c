@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "plugin/row_kernels.h"
 
-#include <stdio.h>
+#include <pthread.h>
 
 #include "kernels/fatbin.h"
 #include "kernels/row_plan.h"
+#include "plugin/log.h"
 
 #define FIRST_GPU_WITH_CLUSTERS 90
 
-static CUlibrary library; /* under the caller's lock */
+/* One for all devices; the caller's lock is one device's. */
+static CUlibrary library;
+static pthread_mutex_t library_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /* CTAs of the largest size that fit the GPU together, in clusters of device->row_cluster. */
 static enum lamprey_status count_ctas(const struct lamprey_device *device, CUfunction function,
@@ -78,30 +81,41 @@ static enum lamprey_status load(struct lamprey_device *device, int index)
     return status;
 }
 
-enum lamprey_status lamprey_row_kernels_load(struct lamprey_device *device, char *reason,
-                                             size_t reason_size)
+static enum lamprey_status load_library(const struct lamprey_driver *driver)
 {
-    const struct lamprey_driver *driver = device->driver;
+    enum lamprey_status status = LAMPREY_OK;
+    pthread_mutex_lock(&library_mutex);
     if (!library) {
-        enum lamprey_status status = lamprey_driver_check(
+        status = lamprey_driver_check(
             driver->LibraryLoadData(&library, lamprey_row_fatbin, NULL, NULL, 0, NULL, NULL, 0),
             "cuLibraryLoadData");
-        if (status) {
-            snprintf(reason, reason_size, "the driver can't load the kernels for rows");
-            return status;
-        }
     }
+    pthread_mutex_unlock(&library_mutex);
+    return status;
+}
+
+static void do_without(struct lamprey_device *device, const char *missing)
+{
+    device->row_ctas = 0;
+    lamprey_info("all-reduces with an epilogue are not served: %s can't be loaded", missing);
+}
+
+void lamprey_row_kernels_load(struct lamprey_device *device)
+{
+    const struct lamprey_driver *driver = device->driver;
     device->row_ctas = UINT32_MAX;
     device->row_cluster =
         device->capability >= FIRST_GPU_WITH_CLUSTERS && driver->OccupancyMaxActiveClusters
             ? LAMPREY_MAX_CLUSTER
             : 1;
+    if (load_library(driver) != LAMPREY_OK) {
+        do_without(device, "their library");
+        return;
+    }
     for (int i = 0; i < LAMPREY_ROW_KERNEL_COUNT; i++) {
-        enum lamprey_status status = load(device, i);
-        if (status) {
-            snprintf(reason, reason_size, "kernel %s can't be loaded", lamprey_row_kernel_name(i));
-            return status;
+        if (load(device, i) != LAMPREY_OK) {
+            do_without(device, lamprey_row_kernel_name(i));
+            return;
         }
     }
-    return LAMPREY_OK;
 }

@@ -5,9 +5,9 @@
 
 #include "plugin/device.h"
 
-/* Loads them, and finds how many CTAs fit the device. For lamprey_device_load_kernels, which holds
- * its lock and has made the context current. */
-enum lamprey_status lamprey_row_kernels_load(struct lamprey_device *device, char *reason,
-                                             size_t reason_size);
+/* Loads them, and finds how many CTAs fit the device: none where they can't be loaded, which is no
+ * reason to do without the others. For lamprey_device_load_kernels, which holds its lock and has
+ * made the context current. */
+void lamprey_row_kernels_load(struct lamprey_device *device);
 
 #endif

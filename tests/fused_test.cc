@@ -178,6 +178,106 @@ TEST_F(FusedCalls, ReplayInGraphs)
     });
 }
 
+// Threads that set their GPUs up at once load each of the two libraries once: the third load fails.
+TEST_F(FusedCalls, LoadTheKernelsOnceForAllGpus)
+{
+    setenv("LAMPREY_EMULATOR_FAIL", "cuLibraryLoadData:3", 1);
+    threads(8, [](int rank) { mix(rank, 8); });
+    unsetenv("LAMPREY_EMULATOR_FAIL");
+}
+
+// One rank's GPU is enough: the ranks agree, and plain calls are served as ever.
+TEST_F(FusedCalls, LeavePlainCallsAloneWhereAGpuCanNotRunThem)
+{
+    for (const char *fault : {"cuFuncSetAttribute:1", "cuLibraryLoadData:2"}) {
+        memset(shared, 0, sizeof *shared);
+        processes(2, [&](int rank) {
+            if (rank == 1) {
+                setenv("LAMPREY_EMULATOR_FAIL", fault, 1);
+            }
+            Rank self(rank, 2);
+            self.init();
+            Fused fused(self);
+            fused.fill(0);
+            REQUIRE(fused.run() == ncclInvalidUsage);
+            self.round(LAMPREY_REFERENCE_F32, 1000, 1);
+            REQUIRE(stats_of(self.comm).served == 1);
+            REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+        });
+    }
+}
+
+// The lanes are dead then: a call that did nothing must not look like one that worked.
+TEST_F(FusedCalls, FailAfterCallsThatDiffered)
+{
+    setenv("LAMPREY_CHECK", "1", 1);
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        Fused fused(self);
+        fused.fill(0);
+        REQUIRE(fused.run() == ncclSuccess);
+        fused.check(0);
+        REQUIRE(self.all_reduce(fused.type, 100 + (size_t)rank) == ncclSuccess);
+        REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+        REQUIRE(fused.run() == ncclInvalidUsage);
+        REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+    });
+    unsetenv("LAMPREY_CHECK");
+}
+
+// The same rows, whether the outputs lie over the inputs or not.
+TEST_F(FusedCalls, WriteOverTheirInputs)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        const auto rows_of = [&](Fused &fused) {
+            std::vector<uint8_t> rows(2 * kTokens * kHidden * 2);
+            fused.fill(0);
+            REQUIRE(fused.run() == ncclSuccess);
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+            REQUIRE(cuMemcpyDtoH(rows.data(), (CUdeviceptr)fused.args.norm_out, rows.size() / 2) ==
+                    CUDA_SUCCESS);
+            REQUIRE(cuMemcpyDtoH(rows.data() + rows.size() / 2,
+                                 (CUdeviceptr)fused.args.residual_out,
+                                 rows.size() / 2) == CUDA_SUCCESS);
+            return rows;
+        };
+        for (const lampreyStrategy_t strategy : {lampreyStrategyOneShot, lampreyStrategyTwoShot}) {
+            Fused apart(self);
+            Fused in_place(self);
+            apart.args.strategy = in_place.args.strategy = strategy;
+            in_place.args.all_reduce_out = in_place.at(Fused::residual);
+            in_place.args.residual_out = (void *)self.send;
+            const std::vector<uint8_t> expected = rows_of(apart);
+            REQUIRE(rows_of(in_place) == expected);
+            in_place.args.all_reduce_out = nullptr;
+            in_place.args.residual_out = in_place.at(Fused::residual);
+            in_place.args.norm_out = (void *)self.send;
+            REQUIRE(rows_of(in_place) == expected);
+        }
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
+TEST_F(FusedCalls, TakeNoTokensWithoutMemory)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        self.init();
+        Fused fused(self);
+        self.round(LAMPREY_REFERENCE_F32, 100, 0);
+        fused.args = {};
+        fused.args.size = sizeof fused.args;
+        fused.args.hidden = kHidden;
+        fused.args.type = ncclFloat16;
+        REQUIRE(fused.run() == ncclSuccess);
+        REQUIRE(stats_of(self.comm).served == 1);
+        REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+    });
+}
+
 // Nothing is launched, no peer is needed, and the text names the argument.
 TEST_F(FusedCalls, RefuseWhatMakesNoSense)
 {
@@ -230,6 +330,31 @@ TEST_F(FusedCalls, RefuseWhatMakesNoSense)
                 fprintf(stderr, "%s: %d, %s\n", one.text, result, last_error());
                 _exit(3);
             }
+        }
+    });
+}
+
+TEST_F(FusedCalls, RefuseOutputsOverWhatExpertsBring)
+{
+    processes(1, [](int) {
+        Rank self(0, 1);
+        const auto last_error = symbol<decltype(&lampreyGetLastError)>("lampreyGetLastError");
+        const auto finalize =
+            symbol<decltype(&lampreyMoeFinalizeAllReduceFused)>("lampreyMoeFinalizeAllReduceFused");
+        for (const bool scales : {true, false}) {
+            Fused fused(self);
+            lampreyMoeFinalizeArgs moe = {};
+            void *const output = fused.at(Fused::norm_out);
+            moe.size = sizeof moe;
+            moe.top_k = 2;
+            moe.scales_type = ncclFloat32;
+            moe.scales = scales ? output : nullptr;
+            moe.indices = (const int32_t *)(scales ? (void *)self.send : output);
+            moe.rows = (const void *)self.send;
+            moe.factor = 1;
+            REQUIRE(finalize(&fused.args, &moe, (ncclComm_t)&self, nullptr) == ncclInvalidArgument);
+            REQUIRE(strstr(last_error(),
+                           scales ? "norm_out overlaps scales" : "norm_out overlaps indices"));
         }
     });
 }

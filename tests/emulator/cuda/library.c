@@ -5,7 +5,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#define LOADING_MICROSECONDS 2000 /* so that loads at once meet, as a driver's do */
 #define DEFAULT_SHARED_BYTES 49152
 #define OPTIN_SHARED_BYTES 232448
 #define PORTABLE_CLUSTER 8
@@ -92,6 +94,7 @@ CUresult cuLibraryLoadData(CUlibrary *handle, const void *code, CUjit_option *ji
         (count > 0 && options == NULL)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    usleep(LOADING_MICROSECONDS);
     LOCKED();
     CUresult result = emulator_capture_unsafe();
     if (result != CUDA_SUCCESS) {
