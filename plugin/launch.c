@@ -99,19 +99,33 @@ static enum lamprey_status launch_fused(const struct lamprey_workspace *workspac
                   &params);
 }
 
-static enum lamprey_status launch_calls(struct lamprey_comm *comm,
+static enum lamprey_status launch_one(const struct lamprey_comm *comm,
+                                      struct lamprey_workspace *workspace,
+                                      const struct lamprey_call *call, uint32_t timeout_ms)
+{
+    const struct lamprey_way way = lamprey_way_of(&comm->agreed, call->count, call->type, call->op);
+    enum lamprey_status status =
+        workspace->checked ? lamprey_check_launch(workspace, call) : LAMPREY_OK;
+    return status ? status : lamprey_launch_kernel(workspace, call, &way, timeout_ms);
+}
+
+/* One launch for all saves the host 3 us a call and costs the GPU 0.8 us a call, for the fence
+ * between messages (measured on an H200): right where the host launches, wrong in a graph. Ranks
+ * needn't do the same: on the wire both are alike. */
+static enum lamprey_status launch_calls(const struct lamprey_comm *comm,
                                         struct lamprey_workspace *workspace,
-                                        const struct lamprey_call *calls, size_t count)
+                                        const struct lamprey_call *calls, size_t count,
+                                        bool captured)
 {
     const uint32_t timeout_ms = (uint32_t)lamprey_config_get()->timeout * 1000;
-    if (count > 1) {
+    if (count > 1 && !captured) {
         return launch_fused(workspace, &comm->agreed, calls, count, timeout_ms);
     }
-    const struct lamprey_way way =
-        lamprey_way_of(&comm->agreed, calls->count, calls->type, calls->op);
-    enum lamprey_status status =
-        workspace->checked ? lamprey_check_launch(workspace, calls) : LAMPREY_OK;
-    return status ? status : lamprey_launch_kernel(workspace, calls, &way, timeout_ms);
+    enum lamprey_status status = LAMPREY_OK;
+    for (size_t i = 0; i < count && !status; i++) {
+        status = launch_one(comm, workspace, &calls[i], timeout_ms);
+    }
+    return status;
 }
 
 static void count_calls(struct lamprey_comm *comm, enum lamprey_counter counter, size_t count)
@@ -155,7 +169,7 @@ ncclResult_t lamprey_launch(struct lamprey_comm *comm, const struct lamprey_call
     }
     status = lamprey_order_before(&comm->order, workspace, stream, &step);
     if (!status) {
-        status = launch_calls(comm, workspace, calls, count);
+        status = launch_calls(comm, workspace, calls, count, step.capture != NULL);
     }
     if (!status) {
         status = lamprey_order_after(&comm->order, workspace, stream, &step);

@@ -89,7 +89,7 @@ for mode in graph eager host decode; do
 done
 has records.jsonl '"peer": "nccl-windows", .*"registered": true'
 has records.jsonl '"peer": "lamprey-threads", .*"processes": false'
-has results.csv '^lamprey,graph,256,bfloat16,sum,2,True,False,4,3,[0-9.]+,'
+has results.csv '^lamprey,graph,256,bfloat16,sum,2,True,False,4,1,3,[0-9.]+,'
 has tables.txt 'emulator, whose times mean nothing'
 has tables.txt '^MODEL of lamprey, '
 has machine.txt 'rehearsal: .*emulator-8.xml'

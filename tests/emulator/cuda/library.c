@@ -3,6 +3,7 @@
  * by name among those that were compiled for the host. */
 #include "tests/emulator/cuda/emulator.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -331,10 +332,19 @@ EMULATOR_EXPORT CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction 
     return CUDA_SUCCESS;
 }
 
+static atomic_ullong launches;
+
+/* Kernels that this process has launched or captured. */
+EMULATOR_EXPORT unsigned long long emulator_kernel_launches(void)
+{
+    return atomic_load(&launches);
+}
+
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void **parameters,
                           void **extra)
 {
     ENTER();
+    atomic_fetch_add(&launches, 1);
     if (config == NULL || extra != NULL || (config->numAttrs > 0 && config->attrs == NULL)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
