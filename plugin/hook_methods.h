@@ -18,6 +18,7 @@ enum lamprey_hook_state {
     LAMPREY_HOOK_PARKED, /* the first bytes hold callers, the rest is the function's */
     LAMPREY_HOOK_TAILED, /* the first bytes hold callers, the rest is ours */
     LAMPREY_HOOK_DONE,
+    LAMPREY_HOOK_EMPTYING, /* after that, the first bytes hold callers again */
 };
 
 struct lamprey_hook_entry {
