@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "plugin/hook_islands.h"
 #include "plugin/hook_memory.h"
 #include "plugin/hook_methods.h"
 #include "plugin/image.h"
@@ -19,21 +20,6 @@
 enum {
     WORD_BYTES = 8,
     SETTLE_MS = 2000,
-};
-
-/* Pages of islands that one installation shares, and what will be in them. */
-struct region {
-    uint8_t *pages;
-    uint8_t *contents;
-    size_t bytes;
-    size_t used;
-    bool far;
-};
-
-struct regions {
-    struct region *list;
-    size_t count;
-    size_t islands; /* that each has room for */
 };
 
 static size_t symbol_size(const struct lamprey_hook_entry *entry)
@@ -82,124 +68,6 @@ static enum lamprey_status plan_entry(const struct lamprey_hook_maps *maps,
         snprintf(reason, reason_size, "%s at %p: %s", entry->name, (void *)entry->function, why);
     }
     return status;
-}
-
-static bool in_reach(const struct region *region, uintptr_t address)
-{
-    uintptr_t reach = lamprey_hook_arch_reach(region->far);
-    uintptr_t start = (uintptr_t)region->pages;
-    return start + region->bytes - (address < start ? address : start) < reach &&
-           address - (address < start ? address : start) < reach;
-}
-
-static enum lamprey_status add_region(struct regions *regions,
-                                      const struct lamprey_hook_entry *entry, char *reason,
-                                      size_t reason_size)
-{
-    struct lamprey_hook_maps maps;
-    bool far = entry->plan.far;
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t bytes = (regions->islands * lamprey_hook_arch_stride(far) + page - 1) / page * page;
-    struct region region = {NULL, calloc(1, bytes), bytes, 0, far};
-    size_t gaps = 0;
-    struct region *list = realloc(regions->list, (regions->count + 1) * sizeof(*list));
-    if (list != NULL) {
-        regions->list = list;
-    }
-    if (list == NULL || region.contents == NULL) {
-        free(region.contents);
-        snprintf(reason, reason_size, "%s: out of memory", entry->name);
-        return LAMPREY_ERROR_MEMORY;
-    }
-    enum lamprey_status status = lamprey_hook_maps_read(&maps);
-    if (status == LAMPREY_OK) {
-        status = lamprey_hook_maps_near(&maps, (uintptr_t)entry->function,
-                                        lamprey_hook_arch_reach(far), bytes, &region.pages, &gaps);
-        lamprey_hook_maps_free(&maps);
-    }
-    if (status != LAMPREY_OK) {
-        free(region.contents);
-        snprintf(reason, reason_size,
-                 status == LAMPREY_ERROR_UNSUPPORTED
-                     ? "%s at %p: the system refuses executable memory (mmap)"
-                     : "%s at %p: no free page within a jump's reach",
-                 entry->name, (void *)entry->function);
-        return status;
-    }
-    regions->list[regions->count++] = region;
-    return LAMPREY_OK;
-}
-
-static enum lamprey_status find_region(struct regions *regions,
-                                       const struct lamprey_hook_entry *entry,
-                                       struct region **found, char *reason, size_t reason_size)
-{
-    for (size_t i = 0; i < regions->count; i++) {
-        struct region *region = &regions->list[i];
-        if (region->far == entry->plan.far &&
-            region->used + lamprey_hook_arch_stride(region->far) <= region->bytes &&
-            in_reach(region, (uintptr_t)entry->function)) {
-            *found = region;
-            return LAMPREY_OK;
-        }
-    }
-    enum lamprey_status status = add_region(regions, entry, reason, reason_size);
-    if (status == LAMPREY_OK) {
-        *found = &regions->list[regions->count - 1];
-    }
-    return status;
-}
-
-/* Where there is no room as near as the short jump needs. */
-static enum lamprey_status find_far_region(struct regions *regions,
-                                           struct lamprey_hook_entry *entry, struct region **found,
-                                           char *reason, size_t reason_size)
-{
-    char why[160];
-    entry->plan.far = true;
-    if (lamprey_hook_arch_plan(&entry->plan, why, sizeof(why)) != LAMPREY_OK) {
-        snprintf(reason, reason_size,
-                 "%s at %p: no free page within a jump's reach, and a far jump: %s", entry->name,
-                 (void *)entry->function, why);
-        return LAMPREY_ERROR_UNSUPPORTED;
-    }
-    return find_region(regions, entry, found, reason, reason_size);
-}
-
-static enum lamprey_status place_entry(struct regions *regions, struct lamprey_hook_entry *entry,
-                                       char *reason, size_t reason_size)
-{
-    char why[160];
-    struct region *region = NULL;
-    enum lamprey_status status = find_region(regions, entry, &region, reason, reason_size);
-    if (status == LAMPREY_ERROR_MEMORY && lamprey_hook_arch_reach(true) != 0) {
-        status = find_far_region(regions, entry, &region, reason, reason_size);
-    }
-    if (status != LAMPREY_OK) {
-        return status;
-    }
-    uint8_t *island = region->pages + region->used;
-    status = lamprey_hook_arch_emit(&entry->plan, (uintptr_t)island, entry->replacement,
-                                    region->contents + region->used, why, sizeof(why));
-    if (status != LAMPREY_OK) {
-        snprintf(reason, reason_size, "%s at %p: %s", entry->name, (void *)entry->function, why);
-        return status;
-    }
-    region->used += lamprey_hook_arch_stride(region->far);
-    void *trampoline = island + LAMPREY_HOOK_TRAMPOLINE_AT;
-    __atomic_store_n(entry->original, trampoline, __ATOMIC_RELEASE);
-    return LAMPREY_OK;
-}
-
-static void free_regions(struct regions *regions, bool unmap)
-{
-    for (size_t i = 0; i < regions->count; i++) {
-        if (unmap) {
-            munmap(regions->list[i].pages, regions->list[i].bytes);
-        }
-        free(regions->list[i].contents);
-    }
-    free(regions->list);
 }
 
 /* Changes the first bytes of a site by one store of the aligned word that holds them. */
@@ -394,7 +262,8 @@ static enum lamprey_status write_or_undo(struct lamprey_hooks *hooks,
     return status;
 }
 
-static enum lamprey_status prepare(struct lamprey_hooks *hooks, struct regions *regions,
+static enum lamprey_status prepare(struct lamprey_hooks *hooks,
+                                   struct lamprey_hook_islands *islands,
                                    struct lamprey_hook_memory *memory, char *reason,
                                    size_t reason_size)
 {
@@ -409,15 +278,10 @@ static enum lamprey_status prepare(struct lamprey_hooks *hooks, struct regions *
     }
     lamprey_hook_maps_free(&maps);
     for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
-        status = place_entry(regions, &hooks->entries[i], reason, reason_size);
+        status = lamprey_hook_islands_place(islands, &hooks->entries[i], reason, reason_size);
     }
-    for (size_t i = 0; i < regions->count && status == LAMPREY_OK; i++) {
-        status = lamprey_hook_memory_fill(memory, regions->list[i].pages, regions->list[i].contents,
-                                          regions->list[i].bytes);
-        if (status != LAMPREY_OK) {
-            snprintf(reason, reason_size, "stubs can't be written: %s (%s)", memory->call,
-                     strerror(memory->error));
-        }
+    if (status == LAMPREY_OK) {
+        status = lamprey_hook_islands_fill(islands, memory, reason, reason_size);
     }
     return status;
 }
@@ -425,25 +289,25 @@ static enum lamprey_status prepare(struct lamprey_hooks *hooks, struct regions *
 enum lamprey_status lamprey_hook_text_install(struct lamprey_hooks *hooks, char *reason,
                                               size_t reason_size)
 {
-    struct regions regions = {NULL, 0, hooks->count};
+    struct lamprey_hook_islands islands = {NULL, 0, hooks->count};
     struct lamprey_hook_memory memory;
     if (lamprey_hook_arch_reach(false) == 0) {
         snprintf(reason, reason_size, "code of this processor can't be changed yet");
         return LAMPREY_ERROR_UNSUPPORTED;
     }
     lamprey_hook_memory_open(&memory);
-    enum lamprey_status status = prepare(hooks, &regions, &memory, reason, reason_size);
+    enum lamprey_status status = prepare(hooks, &islands, &memory, reason, reason_size);
     if (status != LAMPREY_OK) {
         for (size_t i = 0; i < hooks->count; i++) {
             __atomic_store_n(hooks->entries[i].original, hooks->entries[i].original_before,
                              __ATOMIC_RELEASE);
         }
-        free_regions(&regions, true);
+        lamprey_hook_islands_close(&islands, true);
     } else {
         /* From here on a thread may be in an island or about to use an original, so both stay,
          * whatever happens. */
         status = write_or_undo(hooks, &memory, reason, reason_size);
-        free_regions(&regions, false);
+        lamprey_hook_islands_close(&islands, false);
     }
     lamprey_hook_memory_close(&memory);
     return status;
