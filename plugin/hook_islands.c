@@ -114,8 +114,7 @@ enum lamprey_status lamprey_hook_islands_place(struct lamprey_hook_islands *isla
         return status;
     }
     region->used += lamprey_hook_arch_stride(region->far);
-    void *trampoline = island + LAMPREY_HOOK_TRAMPOLINE_AT;
-    __atomic_store_n(entry->original, trampoline, __ATOMIC_RELEASE);
+    entry->trampoline = island + LAMPREY_HOOK_TRAMPOLINE_AT;
     return LAMPREY_OK;
 }
 

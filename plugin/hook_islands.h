@@ -31,8 +31,7 @@ struct lamprey_hook_islands {
     size_t room; /* islands that each region has room for */
 };
 
-/* Gives the entry, of which the plan is made, an island, by the far jump if need be, and sets its
- * original. */
+/* Gives the entry, of which the plan is made, an island, by the far jump if need be. */
 enum lamprey_status lamprey_hook_islands_place(struct lamprey_hook_islands *islands,
                                                struct lamprey_hook_entry *entry, char *reason,
                                                size_t reason_size);

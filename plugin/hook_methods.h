@@ -26,7 +26,7 @@ struct lamprey_hook_entry {
     uint8_t *function;
     void *replacement;
     void **original;
-    void *original_before; /* what *original was, for an installation that comes to nothing */
+    void *trampoline; /* text: what *original becomes */
     struct lamprey_hook_plan plan;
     enum lamprey_hook_state state;
 };

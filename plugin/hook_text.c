@@ -298,12 +298,14 @@ enum lamprey_status lamprey_hook_text_install(struct lamprey_hooks *hooks, char 
     lamprey_hook_memory_open(&memory);
     enum lamprey_status status = prepare(hooks, &islands, &memory, reason, reason_size);
     if (status != LAMPREY_OK) {
-        for (size_t i = 0; i < hooks->count; i++) {
-            __atomic_store_n(hooks->entries[i].original, hooks->entries[i].original_before,
-                             __ATOMIC_RELEASE);
-        }
         lamprey_hook_islands_close(&islands, true);
     } else {
+        /* Not before the trampolines are written: a replacement may still be running from an
+         * installation before this one. */
+        for (size_t i = 0; i < hooks->count; i++) {
+            __atomic_store_n(hooks->entries[i].original, hooks->entries[i].trampoline,
+                             __ATOMIC_RELEASE);
+        }
         /* From here on a thread may be in an island or about to use an original, so both stay,
          * whatever happens. */
         status = write_or_undo(hooks, &memory, reason, reason_size);
