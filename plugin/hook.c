@@ -93,7 +93,6 @@ static struct lamprey_hooks *create(enum lamprey_hook_method method,
         entry->function = target->function;
         entry->replacement = target->replacement;
         entry->original = target->original;
-        entry->original_before = *target->original;
     }
     return hooks;
 }

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Redirects functions of an image to replacements, all or none.
  *
- * text: five bytes at or just behind the function's entry become a jump to a stub within 2 GB,
- * which jumps to the replacement; the overwritten whole instructions move to a trampoline, which is
- * the way to the original. Catches every caller. got:  where code pages can't be written, the slots
- * by which loaded objects reach the function are redirected; misses callers that took the address
- * with dlsym or statically, so nothing is served over it unless asked for. */
+ * text: bytes at or just behind the function's entry become a jump to a stub, which jumps to the
+ * replacement; the overwritten whole instructions move to a trampoline, which is the way to the
+ * original. Catches every caller. The stub lies within 2 GB on x86-64; on aarch64 within 128 MB or,
+ * by a longer jump, 4 GB.
+ *
+ * got: where code pages can't be written, the slots by which loaded objects reach the function are
+ * redirected; misses callers that took the address with dlsym or statically, so nothing is served
+ * over it unless asked for. */
 #ifndef LAMPREY_PLUGIN_HOOK_H
 #define LAMPREY_PLUGIN_HOOK_H
 
@@ -35,7 +38,7 @@ struct lamprey_hooks; /* what was changed */
  * why not, naming the function and the bytes or system call.
  *
  * Safe against threads that run in the functions. What becomes visible does so by one store; where
- * the jump covers several instructions, callers are first held at the entry for the few
+ * the jump covers or is several instructions, callers are first held at the entry for the few
  * milliseconds until no thread can be between two of them. (Not covered: a signal handler that
  * interrupted such an instruction and runs for seconds.) No page is ever writable and executable.
  * *original is stored atomically; once a jump has been seen it is never taken back. */

@@ -22,23 +22,30 @@ enum {
 
 struct lamprey_hook_plan {
     const uint8_t *function;
-    size_t readable;   /* bytes of code that may be read at function */
-    size_t size;       /* of the function; 0 if not known */
-    size_t site;       /* where the jump goes, as an offset from function */
-    size_t site_bytes; /* and how many bytes it takes */
-    size_t moved;      /* bytes from function on that the trampoline repeats */
-    bool parks;        /* the jump can't be written by one store: see park */
-    bool interior;     /* a thread may be between two instructions of the site */
+    bool far;           /* by the longer jump, where this processor has two */
+    size_t readable;    /* bytes of code that may be read at function */
+    size_t size;        /* of the function; 0 if not known */
+    size_t site;        /* where the jump goes, as an offset from function */
+    size_t site_bytes;  /* and how many bytes it takes */
+    size_t moved;       /* bytes from function on that the trampoline repeats */
+    bool parks;         /* the jump can't be written by one store: see park */
+    bool interior;      /* a thread may be between two instructions of the site */
+    bool jump_interior; /* or, once it is there, of the jump */
     uint8_t before[LAMPREY_HOOK_SITE_BYTES];
     uint8_t after[LAMPREY_HOOK_SITE_BYTES];
-    uint8_t park[2]; /* a jump to itself, holds callers while the rest of the site changes */
+    uint8_t park[4]; /* a jump to itself, holds callers while the rest of the site changes */
+    size_t park_bytes;
 };
 
-/* How far from a function its island may lie; 0 if this processor isn't supported. */
-uintptr_t lamprey_hook_arch_reach(void);
+/* How far from a function its island may lie; 0 if this processor isn't supported or has no longer
+ * jump. */
+uintptr_t lamprey_hook_arch_reach(bool far);
 
-/* Looks at the function's first instructions and fills the plan but for after. On a refusal reason
- * tells the instruction. */
+/* Bytes from one island to the next, of which the first starts a page. */
+size_t lamprey_hook_arch_stride(bool far);
+
+/* Looks at the function's first instructions and fills the plan, of which function, far, readable
+ * and size are given, but for after. On a refusal reason tells the instruction. */
 enum lamprey_status lamprey_hook_arch_plan(struct lamprey_hook_plan *plan, char *reason,
                                            size_t reason_size);
 

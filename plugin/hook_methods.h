@@ -18,6 +18,7 @@ enum lamprey_hook_state {
     LAMPREY_HOOK_PARKED, /* the first bytes hold callers, the rest is the function's */
     LAMPREY_HOOK_TAILED, /* the first bytes hold callers, the rest is ours */
     LAMPREY_HOOK_DONE,
+    LAMPREY_HOOK_EMPTYING, /* after that, the first bytes hold callers again */
 };
 
 struct lamprey_hook_entry {
@@ -25,7 +26,7 @@ struct lamprey_hook_entry {
     uint8_t *function;
     void *replacement;
     void **original;
-    void *original_before; /* what *original was, for an installation that comes to nothing */
+    void *trampoline; /* text: what *original becomes */
     struct lamprey_hook_plan plan;
     enum lamprey_hook_state state;
 };

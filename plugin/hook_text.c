@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "plugin/hook_islands.h"
 #include "plugin/hook_memory.h"
 #include "plugin/hook_methods.h"
 #include "plugin/image.h"
@@ -19,19 +20,6 @@
 enum {
     WORD_BYTES = 8,
     SETTLE_MS = 2000,
-};
-
-/* Pages of islands that one installation shares, and what will be in them. */
-struct region {
-    uint8_t *pages;
-    uint8_t *contents;
-    size_t used;
-};
-
-struct regions {
-    struct region *list;
-    size_t count;
-    size_t bytes; /* of each */
 };
 
 static size_t symbol_size(const struct lamprey_hook_entry *entry)
@@ -45,115 +33,41 @@ static size_t symbol_size(const struct lamprey_hook_entry *entry)
     return size;
 }
 
+static bool is_code(const struct lamprey_hook_mapping *mapping)
+{
+    return mapping != NULL && (mapping->protection & PROT_EXEC) != 0 &&
+           (mapping->protection & PROT_READ) != 0 && !mapping->shared;
+}
+
+/* Where the code that address is in ends. A page that was replaced is a mapping of its own. */
+static uintptr_t end_of_code(const struct lamprey_hook_maps *maps, uintptr_t address)
+{
+    const struct lamprey_hook_mapping *mapping = NULL;
+    while (is_code(mapping = lamprey_hook_maps_find(maps, address))) {
+        address = mapping->end;
+    }
+    return address;
+}
+
 static enum lamprey_status plan_entry(const struct lamprey_hook_maps *maps,
                                       struct lamprey_hook_entry *entry, char *reason,
                                       size_t reason_size)
 {
     char why[160];
-    const struct lamprey_hook_mapping *mapping =
-        lamprey_hook_maps_find(maps, (uintptr_t)entry->function);
-    if (mapping == NULL || (mapping->protection & PROT_EXEC) == 0 ||
-        (mapping->protection & PROT_READ) == 0 || mapping->shared) {
+    uintptr_t end = end_of_code(maps, (uintptr_t)entry->function);
+    if (end == (uintptr_t)entry->function) {
         snprintf(reason, reason_size, "%s at %p: not in private readable code", entry->name,
                  (void *)entry->function);
         return LAMPREY_ERROR_UNSUPPORTED;
     }
     entry->plan.function = entry->function;
-    entry->plan.readable = mapping->end - (uintptr_t)entry->function;
+    entry->plan.readable = end - (uintptr_t)entry->function;
     entry->plan.size = symbol_size(entry);
     enum lamprey_status status = lamprey_hook_arch_plan(&entry->plan, why, sizeof(why));
     if (status != LAMPREY_OK) {
         snprintf(reason, reason_size, "%s at %p: %s", entry->name, (void *)entry->function, why);
     }
     return status;
-}
-
-static bool in_reach(const struct region *region, size_t bytes, uintptr_t address)
-{
-    uintptr_t reach = lamprey_hook_arch_reach();
-    uintptr_t start = (uintptr_t)region->pages;
-    return start + bytes - (address < start ? address : start) < reach &&
-           address - (address < start ? address : start) < reach;
-}
-
-static enum lamprey_status add_region(struct regions *regions,
-                                      const struct lamprey_hook_entry *entry, char *reason,
-                                      size_t reason_size)
-{
-    struct lamprey_hook_maps maps;
-    struct region region = {NULL, NULL, 0};
-    size_t gaps = 0;
-    struct region *list = realloc(regions->list, (regions->count + 1) * sizeof(*list));
-    region.contents = calloc(1, regions->bytes);
-    if (list != NULL) {
-        regions->list = list;
-    }
-    if (list == NULL || region.contents == NULL) {
-        free(region.contents);
-        snprintf(reason, reason_size, "%s: out of memory", entry->name);
-        return LAMPREY_ERROR_MEMORY;
-    }
-    enum lamprey_status status = lamprey_hook_maps_read(&maps);
-    if (status == LAMPREY_OK) {
-        status =
-            lamprey_hook_maps_near(&maps, (uintptr_t)entry->function, lamprey_hook_arch_reach(),
-                                   regions->bytes, &region.pages, &gaps);
-        lamprey_hook_maps_free(&maps);
-    }
-    if (status != LAMPREY_OK) {
-        free(region.contents);
-        snprintf(reason, reason_size,
-                 status == LAMPREY_ERROR_UNSUPPORTED
-                     ? "%s at %p: the system refuses executable memory (mmap)"
-                     : "%s at %p: no free page within a jump's reach",
-                 entry->name, (void *)entry->function);
-        return status;
-    }
-    regions->list[regions->count++] = region;
-    return LAMPREY_OK;
-}
-
-static enum lamprey_status place_entry(struct regions *regions, struct lamprey_hook_entry *entry,
-                                       char *reason, size_t reason_size)
-{
-    char why[160];
-    struct region *region = NULL;
-    for (size_t i = 0; i < regions->count && region == NULL; i++) {
-        if (regions->list[i].used + LAMPREY_HOOK_ISLAND_BYTES <= regions->bytes &&
-            in_reach(&regions->list[i], regions->bytes, (uintptr_t)entry->function)) {
-            region = &regions->list[i];
-        }
-    }
-    if (region == NULL) {
-        enum lamprey_status status = add_region(regions, entry, reason, reason_size);
-        if (status != LAMPREY_OK) {
-            return status;
-        }
-        region = &regions->list[regions->count - 1];
-    }
-    uint8_t *island = region->pages + region->used;
-    enum lamprey_status status =
-        lamprey_hook_arch_emit(&entry->plan, (uintptr_t)island, entry->replacement,
-                               region->contents + region->used, why, sizeof(why));
-    if (status != LAMPREY_OK) {
-        snprintf(reason, reason_size, "%s at %p: %s", entry->name, (void *)entry->function, why);
-        return status;
-    }
-    region->used += LAMPREY_HOOK_ISLAND_BYTES;
-    void *trampoline = island + LAMPREY_HOOK_TRAMPOLINE_AT;
-    __atomic_store_n(entry->original, trampoline, __ATOMIC_RELEASE);
-    return LAMPREY_OK;
-}
-
-static void free_regions(struct regions *regions, bool unmap)
-{
-    for (size_t i = 0; i < regions->count; i++) {
-        if (unmap) {
-            munmap(regions->list[i].pages, regions->bytes);
-        }
-        free(regions->list[i].contents);
-    }
-    free(regions->list);
 }
 
 /* Changes the first bytes of a site by one store of the aligned word that holds them. */
@@ -167,17 +81,21 @@ static enum lamprey_status write_start(struct lamprey_hook_memory *memory, uint8
     return lamprey_hook_memory_write(memory, site - offset, word, WORD_BYTES);
 }
 
-/* The bytes behind those that park. They may go on in the next page, so one at a time; those that
- * are right are left alone, so that undoing a failure needs no write that failed before. */
+/* The bytes behind those that park. They may go on in the next page; those of a page that are right
+ * are left alone, so that undoing a failure needs no write that failed before. */
 static enum lamprey_status write_tail(struct lamprey_hook_memory *memory,
                                       const struct lamprey_hook_entry *entry, const uint8_t *bytes)
 {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
     enum lamprey_status status = LAMPREY_OK;
     uint8_t *site = entry->function + entry->plan.site;
-    for (size_t i = sizeof(entry->plan.park); i < entry->plan.site_bytes && status == LAMPREY_OK;
-         i++) {
-        if (site[i] != bytes[i]) {
-            status = lamprey_hook_memory_write(memory, site + i, bytes + i, 1);
+    size_t next = 0;
+    for (size_t at = entry->plan.park_bytes; at < entry->plan.site_bytes && status == LAMPREY_OK;
+         at = next) {
+        size_t page_end = at + page - (uintptr_t)(site + at) % page;
+        next = page_end < entry->plan.site_bytes ? page_end : entry->plan.site_bytes;
+        if (memcmp(site + at, bytes + at, next - at) != 0) {
+            status = lamprey_hook_memory_write(memory, site + at, bytes + at, next - at);
         }
     }
     return status;
@@ -190,7 +108,7 @@ static enum lamprey_status park(struct lamprey_hook_memory *memory,
         return LAMPREY_OK;
     }
     enum lamprey_status status = write_start(memory, entry->function + entry->plan.site,
-                                             entry->plan.park, sizeof(entry->plan.park));
+                                             entry->plan.park, entry->plan.park_bytes);
     entry->state = status == LAMPREY_OK ? LAMPREY_HOOK_PARKED : entry->state;
     return status;
 }
@@ -200,31 +118,88 @@ static enum lamprey_status unpark(struct lamprey_hook_memory *memory,
                                   const struct lamprey_hook_entry *entry, const uint8_t *bytes)
 {
     return write_start(memory, entry->function + entry->plan.site, bytes,
-                       entry->plan.parks ? sizeof(entry->plan.park) : entry->plan.site_bytes);
+                       entry->plan.parks ? entry->plan.park_bytes : entry->plan.site_bytes);
 }
 
-/* Back to the function's own bytes, from any state. */
-static enum lamprey_status restore(struct lamprey_hook_memory *memory,
-                                   struct lamprey_hook_entry *entry)
+static const char *error_text(const struct lamprey_hook_memory *memory)
 {
-    enum lamprey_status status = LAMPREY_OK;
-    if (entry->state == LAMPREY_HOOK_UNTOUCHED) {
-        return LAMPREY_OK;
-    }
-    if (entry->state == LAMPREY_HOOK_DONE && entry->plan.parks) {
-        status = park(memory, entry);
-        entry->state = status == LAMPREY_OK ? LAMPREY_HOOK_TAILED : entry->state;
-    }
-    if (status == LAMPREY_OK && entry->state == LAMPREY_HOOK_TAILED) {
-        lamprey_hook_threads_synchronise();
-        status = write_tail(memory, entry, entry->plan.before);
-        lamprey_hook_threads_synchronise();
-    }
-    if (status == LAMPREY_OK) {
-        status = unpark(memory, entry, entry->plan.before);
-        entry->state = status == LAMPREY_OK ? LAMPREY_HOOK_UNTOUCHED : entry->state;
+    return memory->error == 0 ? "no error code" : strerror(memory->error);
+}
+
+/* Waits until no thread is between two instructions of a site that holds its callers. */
+static enum lamprey_status settle(struct lamprey_hook_memory *memory)
+{
+    enum lamprey_status status = lamprey_hook_threads_settle(SETTLE_MS);
+    if (status != LAMPREY_OK) {
+        memory->call = "waiting for a thread that neither runs nor sleeps";
+        memory->error = 0;
     }
     return status;
+}
+
+static void say_not_restored(const struct lamprey_hook_entry *entry,
+                             const struct lamprey_hook_memory *memory)
+{
+    lamprey_error("%s can't be restored: %s (%s)", entry->name, memory->call, error_text(memory));
+}
+
+/* Holds the callers of complete jumps again, until no thread is inside one. Where one stays, so do
+ * the jumps. */
+static void empty_jumps(struct lamprey_hooks *hooks, struct lamprey_hook_memory *memory)
+{
+    bool interior = false;
+    for (size_t i = 0; i < hooks->count; i++) {
+        struct lamprey_hook_entry *entry = &hooks->entries[i];
+        if (entry->state == LAMPREY_HOOK_DONE && entry->plan.parks) {
+            if (park(memory, entry) != LAMPREY_OK) {
+                say_not_restored(entry, memory);
+                continue;
+            }
+            entry->state = LAMPREY_HOOK_EMPTYING;
+            interior = interior || entry->plan.jump_interior;
+        }
+    }
+    lamprey_hook_threads_synchronise();
+    bool empty = !interior || settle(memory) == LAMPREY_OK;
+    for (size_t i = 0; i < hooks->count; i++) {
+        struct lamprey_hook_entry *entry = &hooks->entries[i];
+        if (entry->state == LAMPREY_HOOK_EMPTYING && empty) {
+            entry->state = LAMPREY_HOOK_TAILED;
+        } else if (entry->state == LAMPREY_HOOK_EMPTYING) {
+            say_not_restored(entry, memory);
+            if (unpark(memory, entry, entry->plan.after) == LAMPREY_OK) {
+                entry->state = LAMPREY_HOOK_DONE;
+            }
+        }
+    }
+}
+
+/* Back to the functions' own bytes, from any state. */
+static void restore_all(struct lamprey_hooks *hooks, struct lamprey_hook_memory *memory)
+{
+    empty_jumps(hooks, memory);
+    for (size_t i = 0; i < hooks->count; i++) {
+        struct lamprey_hook_entry *entry = &hooks->entries[i];
+        if (entry->state == LAMPREY_HOOK_TAILED) {
+            if (write_tail(memory, entry, entry->plan.before) == LAMPREY_OK) {
+                entry->state = LAMPREY_HOOK_PARKED;
+            } else {
+                say_not_restored(entry, memory);
+            }
+        }
+    }
+    lamprey_hook_threads_synchronise();
+    for (size_t i = 0; i < hooks->count; i++) {
+        struct lamprey_hook_entry *entry = &hooks->entries[i];
+        if (entry->state == LAMPREY_HOOK_PARKED ||
+            (entry->state == LAMPREY_HOOK_DONE && !entry->plan.parks)) {
+            if (unpark(memory, entry, entry->plan.before) == LAMPREY_OK) {
+                entry->state = LAMPREY_HOOK_UNTOUCHED;
+            } else {
+                say_not_restored(entry, memory);
+            }
+        }
+    }
 }
 
 /* *at is the entry that failed. */
@@ -240,11 +215,7 @@ static enum lamprey_status write_all(struct lamprey_hooks *hooks,
     }
     lamprey_hook_threads_synchronise();
     if (status == LAMPREY_OK && interior) {
-        status = lamprey_hook_threads_settle(SETTLE_MS);
-        if (status != LAMPREY_OK) {
-            memory->call = "waiting for a thread that neither runs nor sleeps";
-            memory->error = 0;
-        }
+        status = settle(memory);
     }
     for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
         struct lamprey_hook_entry *entry = &hooks->entries[i];
@@ -284,20 +255,15 @@ static enum lamprey_status write_or_undo(struct lamprey_hooks *hooks,
     enum lamprey_status status = write_all(hooks, memory, &at);
     if (status != LAMPREY_OK) {
         snprintf(reason, reason_size, "%s at %p can't be changed: %s (%s)", hooks->entries[at].name,
-                 (void *)hooks->entries[at].function, memory->call,
-                 memory->error == 0 ? "no error code" : strerror(memory->error));
-        for (size_t i = hooks->count; i-- != 0;) {
-            if (restore(memory, &hooks->entries[i]) != LAMPREY_OK) {
-                lamprey_error("%s can't be restored: %s (%s)", hooks->entries[i].name, memory->call,
-                              strerror(memory->error));
-            }
-        }
+                 (void *)hooks->entries[at].function, memory->call, error_text(memory));
+        restore_all(hooks, memory);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return status;
 }
 
-static enum lamprey_status prepare(struct lamprey_hooks *hooks, struct regions *regions,
+static enum lamprey_status prepare(struct lamprey_hooks *hooks,
+                                   struct lamprey_hook_islands *islands,
                                    struct lamprey_hook_memory *memory, char *reason,
                                    size_t reason_size)
 {
@@ -312,15 +278,10 @@ static enum lamprey_status prepare(struct lamprey_hooks *hooks, struct regions *
     }
     lamprey_hook_maps_free(&maps);
     for (size_t i = 0; i < hooks->count && status == LAMPREY_OK; i++) {
-        status = place_entry(regions, &hooks->entries[i], reason, reason_size);
+        status = lamprey_hook_islands_place(islands, &hooks->entries[i], reason, reason_size);
     }
-    for (size_t i = 0; i < regions->count && status == LAMPREY_OK; i++) {
-        status = lamprey_hook_memory_fill(memory, regions->list[i].pages, regions->list[i].contents,
-                                          regions->bytes);
-        if (status != LAMPREY_OK) {
-            snprintf(reason, reason_size, "stubs can't be written: %s (%s)", memory->call,
-                     strerror(memory->error));
-        }
+    if (status == LAMPREY_OK) {
+        status = lamprey_hook_islands_fill(islands, memory, reason, reason_size);
     }
     return status;
 }
@@ -328,27 +289,27 @@ static enum lamprey_status prepare(struct lamprey_hooks *hooks, struct regions *
 enum lamprey_status lamprey_hook_text_install(struct lamprey_hooks *hooks, char *reason,
                                               size_t reason_size)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    struct regions regions = {NULL, 0, 0};
+    struct lamprey_hook_islands islands = {NULL, 0, hooks->count};
     struct lamprey_hook_memory memory;
-    if (lamprey_hook_arch_reach() == 0) {
+    if (lamprey_hook_arch_reach(false) == 0) {
         snprintf(reason, reason_size, "code of this processor can't be changed yet");
         return LAMPREY_ERROR_UNSUPPORTED;
     }
-    regions.bytes = (hooks->count * LAMPREY_HOOK_ISLAND_BYTES + page - 1) / page * page;
     lamprey_hook_memory_open(&memory);
-    enum lamprey_status status = prepare(hooks, &regions, &memory, reason, reason_size);
+    enum lamprey_status status = prepare(hooks, &islands, &memory, reason, reason_size);
     if (status != LAMPREY_OK) {
+        lamprey_hook_islands_close(&islands, true);
+    } else {
+        /* Not before the trampolines are written: a replacement may still be running from an
+         * installation before this one. */
         for (size_t i = 0; i < hooks->count; i++) {
-            __atomic_store_n(hooks->entries[i].original, hooks->entries[i].original_before,
+            __atomic_store_n(hooks->entries[i].original, hooks->entries[i].trampoline,
                              __ATOMIC_RELEASE);
         }
-        free_regions(&regions, true);
-    } else {
         /* From here on a thread may be in an island or about to use an original, so both stay,
          * whatever happens. */
         status = write_or_undo(hooks, &memory, reason, reason_size);
-        free_regions(&regions, false);
+        lamprey_hook_islands_close(&islands, false);
     }
     lamprey_hook_memory_close(&memory);
     return status;
@@ -359,26 +320,21 @@ void lamprey_hook_text_remove(struct lamprey_hooks *hooks)
     struct lamprey_hook_memory memory;
     sigset_t before;
     lamprey_hook_memory_open(&memory);
-    for (size_t i = hooks->count; i-- != 0;) {
+    for (size_t i = 0; i < hooks->count; i++) {
         struct lamprey_hook_entry *entry = &hooks->entries[i];
         uint8_t now[LAMPREY_HOOK_SITE_BYTES];
         if (!lamprey_hook_memory_read(&memory, entry->function + entry->plan.site, now,
                                       entry->plan.site_bytes)) {
             lamprey_info("%s is no longer mapped, so there is nothing to restore", entry->name);
-            continue;
-        }
-        if (memcmp(now, entry->plan.after, entry->plan.site_bytes) != 0) {
+            entry->state = LAMPREY_HOOK_UNTOUCHED;
+        } else if (memcmp(now, entry->plan.after, entry->plan.site_bytes) != 0) {
             lamprey_warn("%s was changed by someone else after us and is left as it is",
                          entry->name);
-            continue;
-        }
-        block_signals(&before);
-        enum lamprey_status status = restore(&memory, entry);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (status != LAMPREY_OK) {
-            lamprey_warn("%s can't be restored: %s (%s)", entry->name, memory.call,
-                         strerror(memory.error));
+            entry->state = LAMPREY_HOOK_UNTOUCHED;
         }
     }
+    block_signals(&before);
+    restore_all(hooks, &memory);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     lamprey_hook_memory_close(&memory);
 }

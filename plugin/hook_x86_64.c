@@ -24,10 +24,19 @@ enum {
     SCAN_BYTES = 1 << 16,
 };
 
-uintptr_t lamprey_hook_arch_reach(void)
+uintptr_t lamprey_hook_arch_reach(bool far)
 {
+    if (far) {
+        return 0;
+    }
     /* 2 GB less what a trampoline's own displacements may add. */
     return ((uintptr_t)1 << 31) - ((uintptr_t)1 << 16);
+}
+
+size_t lamprey_hook_arch_stride(bool far)
+{
+    (void)far;
+    return LAMPREY_HOOK_ISLAND_BYTES;
 }
 
 static enum lamprey_status refuse(char *reason, size_t reason_size, const char *why,
@@ -277,8 +286,10 @@ enum lamprey_status lamprey_hook_arch_plan(struct lamprey_hook_plan *plan, char 
     }
     plan->site_bytes = JUMP_BYTES;
     plan->parks = plan->interior || !fits_a_word(plan->function + plan->site, JUMP_BYTES);
+    plan->jump_interior = false;
     plan->park[0] = 0xeb;
     plan->park[1] = 0xfe;
+    plan->park_bytes = 2;
     memcpy(plan->before, plan->function + plan->site, JUMP_BYTES);
     return LAMPREY_OK;
 }

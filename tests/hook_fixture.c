@@ -59,6 +59,10 @@ SHAPE(refused_split, 7, "mov (%rdi),%rax\n add $100,%rax\n nop\n ret")
 #define SAVED_REGISTERS "x19", "x20", "x21"
 #define PUSH "stp x29,x30,[sp,#-16]!\n"
 #define POP "ldp x29,x30,[sp],#16\n"
+/* Adds 100 if the comparison has this result, so that a wrong branch to it shows. */
+#define ADD_IF(comparison, result)                                                                 \
+    comparison "\n cset x9," result "\n add x0,x0,#99\n add x0,x0,x9\n ret\n"
+#define LOAD_AND_ADD "ldr x17,[x17,:lo12:fixture_hundred]\n add x0,x0,x17\n ret\n"
 #define SHAPES(offset)                                                                             \
     SHAPE(frame, offset, PUSH "mov x29,sp\n add x0,x0,#100\n" POP "ret")                           \
     SHAPE(saved, offset, "str x19,[sp,#-16]!\n mov x19,x0\n add x0,x19,#100\n ldr x19,[sp],#16\n"   \
@@ -76,7 +80,22 @@ SHAPE(refused_split, 7, "mov (%rdi),%rax\n add $100,%rax\n nop\n ret")
                           "ldp d8,d9,[sp],#16\n ret")                                              \
     SHAPE(constant, offset, "mov x9,#100\n add x0,x0,x9\n ret")                                     \
     SHAPE(tail, offset, "b fixture_target")                                                        \
-    SHAPE(last, offset, "bti jc\n b fixture_target")
+    SHAPE(last, offset, "bti jc\n b fixture_target")                                              \
+    SHAPE(zero, offset, "cbz x0,1f\n" ADD_IF("cmp x0,#0", "ne") "1:" ADD_IF("cmp x0,#0", "eq"))     \
+    SHAPE(word, offset, "cbnz w0,1f\n" ADD_IF("cmp w0,#0", "eq") "1:" ADD_IF("cmp w0,#0", "ne"))    \
+    SHAPE(bit, offset, "tbz x0,#40,1f\n" ADD_IF("tst x0,#1<<40", "ne")                              \
+                       "1:" ADD_IF("tst x0,#1<<40", "eq"))                                         \
+    SHAPE(bits, offset, "tbnz w0,#3,1f\n" ADD_IF("tst x0,#8", "eq") "1:" ADD_IF("tst x0,#8", "ne")) \
+    SHAPE(guarded, offset, "bti c\n cbz x0,1f\n" ADD_IF("cmp x0,#0", "ne")                         \
+                           "1:" ADD_IF("cmp x0,#0", "eq"))                                         \
+    SHAPE(page, offset, "adrp x9,fixture_hundred\n ldr x9,[x9,:lo12:fixture_hundred]\n"            \
+                        "add x0,x0,x9\n ret")                                                     \
+    SHAPE(nearby, offset, "adr x9,1f\n ldr x9,[x9]\n add x0,x0,x9\n ret\n 1: .quad 100")           \
+    SHAPE(register, offset, "adr x9,1f\n br x9\n nop\n 1: bti j\n add x0,x0,#100\n ret")           \
+    SHAPE(pair, offset, "adrp x17,fixture_hundred\n cbz x0,1f\n" LOAD_AND_ADD "1:" LOAD_AND_ADD)  \
+    SHAPE(scratch, offset, "mov x17,#60\n mov x16,#40\n add x0,x0,x16\n add x0,x0,x17\n ret")      \
+    SHAPE(back, offset, "mov x9,#40\n 1: add x0,x0,#30\n sub x9,x9,#20\n cbnz x9,1b\n"            \
+                        "add x0,x0,#40\n ret")
 
 __asm__(".arch_extension pauth\n"
         ".text\n.p2align 2\nfixture_target: bti c\n add x0,x0,#100\n ret\n"
@@ -91,18 +110,11 @@ SHAPES(0) SHAPES(4) SHAPES(8) SHAPES(12) SHAPES(32) SHAPES(56) SHAPES(60)
                               " 1: add x0,x0,#100\n ret")
 SHAPE(refused_short, 0, "paciasp")
 REFUSED(call, "bl fixture_target")
-REFUSED(condition, "b.ne 1f")
-REFUSED(zero, "cbz x0,1f")
-REFUSED(word, "cbnz w0,1f")
-REFUSED(bit, "tbz x0,#40,1f")
-REFUSED(bits, "tbnz x0,#3,1f")
-REFUSED(page, "adrp x9,fixture_hundred")
-REFUSED(address, "adr x9,1f")
+REFUSED(register, "blr x9")
+REFUSED(system, "svc #0")
 REFUSED(literal, "ldr x9,1f")
 REFUSED(signed, "ldrsw x9,1f")
 REFUSED(vector, "ldr q0,1f")
-REFUSED(return, "ret")
-REFUSED(register, "br x9")
 #endif
     /* clang-format on */
 

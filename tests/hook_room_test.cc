@@ -7,33 +7,17 @@ namespace {
 using namespace hook_test;
 
 // Fills every gap within reach of address with memory that can't be used.
-void FillNeighbourhood(uintptr_t address)
+void FillNeighbourhood(uintptr_t address, uintptr_t reach)
 {
-    const uintptr_t reach = kReach + (uintptr_t{1} << 20);
-    // Asked for more than the user's half, ThreadSanitizer maps at 0 instead.
-    const uintptr_t top = (UINTPTR_MAX >> 17) & ~uintptr_t{4095};
-    lamprey_hook_maps maps;
-    if (lamprey_hook_maps_read(&maps) != LAMPREY_OK) {
-        return;
-    }
-    for (size_t i = 0; i <= maps.count; i++) {
-        uintptr_t start = i == 0 ? 65536 : maps.mappings[i - 1].end;
-        uintptr_t end = i == maps.count ? top : maps.mappings[i].start;
-        start = std::max(start, (address - reach) & ~uintptr_t{4095});
-        end = std::min({end, address + reach, top});
-        if (end > start) {
-            mmap(reinterpret_cast<void *>(start), (end - start) & ~uintptr_t{4095}, PROT_NONE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-        }
-    }
-    lamprey_hook_maps_free(&maps);
+    lamprey_test_crowded crowd;
+    EXPECT_EQ(lamprey_test_crowd(&crowd, address, address, reach), LAMPREY_OK);
 }
 
 TEST_F(Hook, SaysThatNoPageIsNear)
 {
     lamprey_hook_target target = Target("fixture_frame_0", Shifted);
     EXPECT_EQ(InChild([&] {
-                  FillNeighbourhood(reinterpret_cast<uintptr_t>(target.function));
+                  FillNeighbourhood(reinterpret_cast<uintptr_t>(target.function), kFarthest);
                   const auto before = BytesAt(target.function);
                   Installed installed = Install(LAMPREY_HOOK_TEXT, {target});
                   if (installed.status != LAMPREY_ERROR_MEMORY) {
@@ -74,7 +58,7 @@ TEST_F(Hook, TakesIslandsBackWhenALaterTargetHasNoRoom)
             }
             memcpy(page, code, sizeof(code));
             mprotect(page, 4096, PROT_READ | PROT_EXEC);
-            FillNeighbourhood(reinterpret_cast<uintptr_t>(page));
+            FillNeighbourhood(reinterpret_cast<uintptr_t>(page), kFarthest);
             lamprey_hook_target far = near;
             far.function = page;
             far.name = "far";
@@ -110,7 +94,7 @@ TEST_F(Hook, FindsTheOnlyFreePage)
     lamprey_hook_target target = Target("fixture_frame_0", Shifted);
     const auto address = reinterpret_cast<uintptr_t>(target.function);
     EXPECT_EQ(InChild([&] {
-                  FillNeighbourhood(address);
+                  FillNeighbourhood(address, kReach);
                   // One page, half as far off as it may be.
                   const uintptr_t hole = (address - kReach / 2) & ~uintptr_t{4095};
                   lamprey_hook_maps maps;
@@ -218,13 +202,13 @@ TEST_F(Hook, LetsCallersGoWhenAWriteFails)
     targets[1].original = reinterpret_cast<void **>(&originals[1]);
     const auto before = BytesAt(targets[1].function);
     EXPECT_EQ(InChild([&] {
-                  // Single bytes are written only behind a jump that holds callers.
+                  // Less than a word is written only behind a jump that holds callers.
                   sock_filter code[] = {
                       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
                       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mremap, 3, 0),
                       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pwrite64, 0, 3),
                       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[2])),
-                      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, 1),
+                      BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 8, 1, 0),
                       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | 1 /* EPERM */),
                       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
                   };

@@ -44,6 +44,7 @@
 #include "plugin/image.h"
 #include "plugin/log.h"
 #include "plugin/nccl_functions.h"
+#include "tests/crowd.h"
 
 namespace hook_test {
 
@@ -57,15 +58,17 @@ inline const char *const kShapes[] = {"frame",  "saved", "pushes", "stack",  "lo
                                       "branch", "limit", "marked", "vector", "constant", "tail"};
 inline const int kOffsets[] = {0, 1, 2, 3, 4, 5, 6, 7, 59, 60, 61, 62, 63};
 inline const int kCrossingOffsets[] = {6, 63}; // of a word, of a cache line
-inline constexpr uintptr_t kReach = uintptr_t{1} << 31;
+inline constexpr uintptr_t kFarthest = LAMPREY_TEST_JUMP_REACH;
 #else
-inline const char *const kShapes[] = {"frame",    "saved",  "stack",  "address", "branch",
-                                      "call",     "marked", "signed", "keyed",   "vector",
-                                      "constant", "tail",   "last"};
+inline const char *const kShapes[] = {
+    "frame", "saved",   "stack",    "address", "branch",   "call", "marked",  "signed",
+    "keyed", "vector",  "constant", "tail",    "last",     "zero", "word",    "bit",
+    "bits",  "guarded", "page",     "nearby",  "register", "pair", "scratch", "back"};
 inline const int kOffsets[] = {0, 4, 8, 12, 32, 56, 60};
 inline const int kCrossingOffsets[] = {4, 60};
-inline constexpr uintptr_t kReach = uintptr_t{1} << 27;
+inline constexpr uintptr_t kFarthest = uintptr_t{1} << 32;
 #endif
+inline constexpr uintptr_t kReach = LAMPREY_TEST_JUMP_REACH;
 
 inline std::string Path(const char *file)
 {

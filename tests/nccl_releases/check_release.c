@@ -24,6 +24,7 @@
 #include "plugin/hook.h"
 #include "plugin/nccl_functions.h"
 #include "plugin/nccl_plugin_abi.h"
+#include "tests/crowd.h"
 #include "tests/nccl_releases/from_inside.h"
 
 #define ENTRY_BYTES 16
@@ -35,6 +36,7 @@
 #define RESTORED 4
 #define OPENED 8
 #define ABSENT 16
+#define FAR 32
 
 static int calls;
 static void *nccl;
@@ -94,6 +96,11 @@ static ncclResult_t call_with_nothing(const char *name, void *function)
                                                        NULL, NULL, NULL, NULL);
 }
 
+static uintptr_t distance(uintptr_t a, uintptr_t b)
+{
+    return a < b ? b - a : a - b;
+}
+
 static int try_function(const struct function *function)
 {
     uint8_t before[ENTRY_BYTES];
@@ -114,6 +121,9 @@ static int try_function(const struct function *function)
     }
     if (memcmp(before, entry, sizeof(before)) != 0) {
         done |= REDIRECTED;
+    }
+    if (distance((uintptr_t)entry, (uintptr_t)*function->original) > LAMPREY_TEST_JUMP_REACH) {
+        done |= FAR;
     }
     if (call_with_nothing(function->name, entry) == expected && calls == 1) {
         done |= CALLED_THROUGH;
@@ -160,6 +170,7 @@ static bool check_functions(void)
     int redirected = 0;
     int called = 0;
     int restored = 0;
+    int far = 0;
 
     for (size_t i = 0; i < FUNCTIONS; i++) {
         int done = 0;
@@ -172,9 +183,10 @@ static bool check_functions(void)
         redirected += (done & REDIRECTED) != 0;
         called += (done & CALLED_THROUGH) != 0;
         restored += (done & RESTORED) != 0;
+        far += (done & FAR) != 0;
     }
-    printf("present=%d\nredirected=%d\ncalled=%d\nrestored=%d\n", present, redirected, called,
-           restored);
+    printf("present=%d\nredirected=%d\ncalled=%d\nrestored=%d\nfar=%d\n", present, redirected,
+           called, restored, far);
     return present > 0 && redirected == present && called == present && restored == present;
 }
 
