@@ -50,19 +50,19 @@ TEST_F(Serving, RefusesRanksThatDisagree)
 
 TEST_F(Serving, FallsBackTogetherWhenMemoryOrMappingFails)
 {
-    // The first allocation of a process is the exchange's, the second the staging memory's.
+    // The first pinned memory of a process is the exchange's.
     const struct {
         const char *fault;
         const char *reason; // of rank 1
     } cases[] = {
-        {"cuMemCreate:2", "no staging memory (out of memory)"},
+        {"cuMemCreate:1", "no staging memory (out of memory)"},
         {"cuMemExportToShareableHandle:1", "no staging memory (CUDA driver call failed)"},
         {"cuMemImportFromShareableHandle:1",
          "rank 0's staging memory can't be mapped (CUDA driver call failed)"},
-        {"cuMemHostAlloc:1", "no staging memory (out of memory)"},
+        {"cuMemHostAlloc:2", "no staging memory (out of memory)"},
         {"cuLibraryLoadData:1", "the driver can't load the kernels"},
         {"cuLibraryGetKernel:5", "kernel lamprey_"},
-        {"cuMemMap:3", "rank 0's staging memory can't be mapped (out of memory)"},
+        {"cuMemMap:2", "rank 0's staging memory can't be mapped (out of memory)"},
     };
     for (const auto &c : cases) {
         SCOPED_TRACE(c.fault);
