@@ -36,8 +36,8 @@ enum lamprey_status lamprey_device_get(int ordinal, struct lamprey_device **devi
 /* Has this process opened any GPU? */
 bool lamprey_device_any(void);
 
-/* Loads every kernel for the device, so that no lazy load can happen while a peer spins.
- * Thread-safe, idempotent. reason (terminated) says what failed. */
+/* Loads every kernel for the device, whose context is current, so that no lazy load can happen
+ * while a peer spins. Thread-safe, idempotent. reason (terminated) says what failed. */
 enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,
                                                 size_t reason_size);
 
