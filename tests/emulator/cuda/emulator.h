@@ -112,7 +112,8 @@ struct emulator_context {
     struct emulator_object object;
     CUdevice device;
     bool primary;
-    int retained; /* primary contexts only */
+    int retained;    /* primary contexts only */
+    uint64_t resets; /* likewise; the handle stays, the id doesn't */
     unsigned flags;
     struct emulator_stream *legacy;
     struct emulator_stream *streams;
