@@ -214,12 +214,18 @@ static enum lamprey_status load_kernels(struct lamprey_device *device, char *rea
 enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,
                                                 size_t reason_size)
 {
-    enum lamprey_status status = LAMPREY_OK;
+    bool pushed = false;
+    enum lamprey_status status = lamprey_device_enter(device, &pushed);
+    if (status) {
+        snprintf(reason, reason_size, "the GPU's context can't be entered");
+        return status;
+    }
     pthread_mutex_lock(&device->loading);
     if (!device->resident_ctas) {
         status = load_kernels(device, reason, reason_size);
     }
     pthread_mutex_unlock(&device->loading);
+    lamprey_device_leave(device, pushed);
     return status;
 }
 

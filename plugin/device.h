@@ -44,8 +44,8 @@ bool lamprey_device_lost(const struct lamprey_device *device);
 /* Has this process opened any GPU? */
 bool lamprey_device_any(void);
 
-/* Loads every kernel for the device, whose context is current, so that no lazy load can happen
- * while a peer spins. Thread-safe, idempotent. reason (terminated) says what failed. */
+/* Loads every kernel for the device, so that no lazy load can happen while a peer spins.
+ * Thread-safe, idempotent. reason (terminated) says what failed. */
 enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, char *reason,
                                                 size_t reason_size);
 
