@@ -76,6 +76,10 @@ static enum lamprey_status open_device(int ordinal, struct lamprey_device **open
             device->driver->DevicePrimaryCtxRetain(&device->context, device->device),
             "cuDevicePrimaryCtxRetain");
     }
+    if (!status && device->driver->CtxGetId) {
+        status = lamprey_driver_check(
+            device->driver->CtxGetId(device->context, &device->context_id), "cuCtxGetId");
+    }
     if (status) {
         free(device);
         return status;
@@ -95,12 +99,20 @@ enum lamprey_status lamprey_device_get(int ordinal, struct lamprey_device **devi
     }
     pthread_mutex_lock(&mutex);
     enum lamprey_status status = LAMPREY_OK;
-    if (!devices[ordinal]) {
+    if (!devices[ordinal] || lamprey_device_lost(devices[ordinal])) {
         status = open_device(ordinal, &devices[ordinal]);
     }
     *device = devices[ordinal];
     pthread_mutex_unlock(&mutex);
     return status;
+}
+
+bool lamprey_device_lost(const struct lamprey_device *device)
+{
+    unsigned long long id = 0;
+    return device->driver->CtxGetId &&
+           (device->driver->CtxGetId(device->context, &id) != CUDA_SUCCESS ||
+            id != device->context_id);
 }
 
 bool lamprey_device_any(void)

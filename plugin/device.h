@@ -14,8 +14,11 @@ struct lamprey_device {
     const struct lamprey_driver *driver;
     CUdevice device;
     int ordinal;
-    CUcontext context; /* primary, retained for the life of the process */
-    int capability;    /* e.g. 90 */
+    CUcontext context;
+    unsigned long long context_id;
+        /* a reset context keeps its handle and gets another id */ /* primary, retained for the life
+                                                                      of the process */
+    int capability;                                                /* e.g. 90 */
     int multiprocessors;
     uint64_t pci_id; /* topology.h: lamprey_pci_id */
     uint8_t uuid[16];
@@ -30,8 +33,13 @@ struct lamprey_device {
     CUfunction row_kernels[LAMPREY_ROW_KERNEL_COUNT]; /* kernels/row_instances.h */
 };
 
-/* The GPU with this CUDA ordinal. Stays for the life of the process. Thread-safe. */
+/* The GPU with this CUDA ordinal. Stays for the life of the process, but a reset GPU has
+ * another one. Thread-safe. */
 enum lamprey_status lamprey_device_get(int ordinal, struct lamprey_device **device);
+
+/* Has the program reset the GPU since? Then all that was made in its context is gone, handles too.
+ */
+bool lamprey_device_lost(const struct lamprey_device *device);
 
 /* Has this process opened any GPU? */
 bool lamprey_device_any(void);

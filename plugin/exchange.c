@@ -14,13 +14,13 @@
 #define BUFFER_BYTES (256u << 10) /* records of 72 ranks and more */
 #define PATIENCE_MS 10000
 
-/* Buffers are kept for the next set-up: freeing device memory may wait for kernels that wait for
- * us. */
+/* Pinned host memory: any GPU of the process may write to it, as old NCCLs do where one process has
+ * several, and a full GPU can still say no. Kept for the next set-up: freeing it may wait for
+ * kernels that wait for us. */
 struct lamprey_exchange_buffer {
     struct lamprey_exchange_buffer *next;
     const struct lamprey_device *device;
-    struct lamprey_memory memory;
-    CUdeviceptr address;
+    uint8_t *bytes; /* one address for host and GPU */
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -49,17 +49,10 @@ static enum lamprey_status make_buffer(const struct lamprey_device *device,
         return LAMPREY_ERROR_MEMORY;
     }
     buffer->device = device;
-    enum lamprey_status status =
-        lamprey_memory_create(device, BUFFER_BYTES, LAMPREY_PRIVATE, &buffer->memory);
-    buffer->address = buffer->memory.address;
-    if (status) { /* a full GPU must still be able to say no: NCCL takes pinned host memory too */
-        void *host = NULL;
-        status = lamprey_driver_check(
-            device->driver->MemHostAlloc(&host, BUFFER_BYTES,
-                                         CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
-            "cuMemHostAlloc");
-        buffer->address = (CUdeviceptr)host; /* one address space */
-    }
+    enum lamprey_status status = lamprey_driver_check(
+        device->driver->MemHostAlloc((void **)&buffer->bytes, BUFFER_BYTES,
+                                     CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+        "cuMemHostAlloc");
     if (status) {
         free(buffer);
         return status;
@@ -150,33 +143,18 @@ static enum lamprey_status still_alive(struct lamprey_comm *comm)
 }
 
 /* Every gathered record starts with a magic number, so a zeroed one hasn't arrived. */
-static void name_missing(struct lamprey_exchange *exchange, size_t bytes)
+static void name_missing(const struct lamprey_exchange *exchange, size_t bytes)
 {
     const struct lamprey_comm *comm = exchange->comm;
-    const struct lamprey_driver *driver = comm->device->driver;
     char ranks[256] = "";
     int length = 0;
-    CUstream stream = NULL;
-    uint64_t *magic = calloc((size_t)comm->nranks, sizeof *magic);
-    if (!magic || driver->StreamCreate(&stream, CU_STREAM_NON_BLOCKING) != CUDA_SUCCESS) {
-        free(magic);
-        return;
-    }
-    for (int rank = 0; rank < comm->nranks; rank++) {
-        driver->MemcpyDtoHAsync(&magic[rank], exchange->buffer->address + (size_t)rank * bytes,
-                                sizeof magic[rank], stream);
-    }
-    while (driver->StreamQuery(stream) == CUDA_ERROR_NOT_READY) {
-        sched_yield();
-    }
     for (int rank = 0; rank < comm->nranks && length < (int)sizeof ranks - 12; rank++) {
-        if (magic[rank] == 0) {
+        const uint64_t *magic = (const void *)(exchange->buffer->bytes + (size_t)rank * bytes);
+        if (__atomic_load_n(magic, __ATOMIC_RELAXED) == 0) {
             length += snprintf(ranks + length, sizeof ranks - (size_t)length, "%s%d",
                                length ? ", " : "", rank);
         }
     }
-    driver->StreamDestroy(stream);
-    free(magic);
     lamprey_warn("communicator %p, rank %d of %d: waiting for the set-up exchange for %d s; "
                  "nothing yet from ranks %s. "
                  "Is Lamprey active in all of them?",
@@ -184,7 +162,8 @@ static void name_missing(struct lamprey_exchange *exchange, size_t bytes)
                  length ? ranks : "(unknown)");
 }
 
-static enum lamprey_status wait_for_stream(struct lamprey_exchange *exchange, size_t record_bytes)
+static enum lamprey_status wait_for_stream(const struct lamprey_exchange *exchange,
+                                           size_t record_bytes)
 {
     const struct lamprey_driver *driver = exchange->comm->device->driver;
     const int64_t start = now_ms();
@@ -226,16 +205,16 @@ static enum lamprey_status wait_enqueued(struct lamprey_exchange *exchange)
     }
 }
 
-static enum lamprey_status enqueue(struct lamprey_exchange *exchange, CUdeviceptr place,
+static enum lamprey_status enqueue(struct lamprey_exchange *exchange, const uint8_t *place,
                                    size_t bytes)
 {
     struct lamprey_comm *comm = exchange->comm;
     if (!lamprey_comm_enter_nccl(comm)) {
         return LAMPREY_ERROR_ABORTED;
     }
-    ncclResult_t result = LAMPREY_ORIGINAL(comm->nccl, AllGather)(
-        (const void *)place, (void *)exchange->buffer->address, bytes, ncclUint8, comm->handle,
-        (cudaStream_t)exchange->stream);
+    ncclResult_t result =
+        LAMPREY_ORIGINAL(comm->nccl, AllGather)(place, exchange->buffer->bytes, bytes, ncclUint8,
+                                                comm->handle, (cudaStream_t)exchange->stream);
     lamprey_comm_leave_nccl(comm);
     if (result == ncclInProgress) {
         return wait_enqueued(exchange);
@@ -251,28 +230,19 @@ enum lamprey_status lamprey_exchange_gather(struct lamprey_exchange *exchange, c
                                             size_t bytes, void *all)
 {
     const struct lamprey_comm *comm = exchange->comm;
-    const struct lamprey_driver *driver = comm->device->driver;
     const size_t total = bytes * (size_t)comm->nranks;
-    const CUdeviceptr base = exchange->buffer->address;
-    const CUdeviceptr place = base + bytes * (size_t)comm->rank;
+    uint8_t *const place = exchange->buffer->bytes + bytes * (size_t)comm->rank;
     if (total > BUFFER_BYTES) {
         return LAMPREY_ERROR_INVALID;
     }
-    enum lamprey_status status = lamprey_driver_check(
-        driver->MemsetD8Async(base, 0, total, exchange->stream), "cuMemsetD8Async");
-    if (!status) {
-        status = lamprey_driver_check(driver->MemcpyHtoDAsync(place, own, bytes, exchange->stream),
-                                      "cuMemcpyHtoDAsync");
-    }
-    if (!status) {
-        status = enqueue(exchange, place, bytes);
-    }
+    memset(exchange->buffer->bytes, 0, total);
+    memcpy(place, own, bytes);
+    enum lamprey_status status = enqueue(exchange, place, bytes);
     if (!status) {
         status = wait_for_stream(exchange, bytes);
     }
     if (!status) {
-        status = lamprey_driver_check(driver->MemcpyDtoHAsync(all, base, total, exchange->stream),
-                                      "cuMemcpyDtoHAsync");
+        memcpy(all, exchange->buffer->bytes, total);
     }
-    return status ? status : wait_for_stream(exchange, 0);
+    return status;
 }

@@ -51,15 +51,8 @@ static enum lamprey_status map_or_release(const struct lamprey_device *device,
 
 static CUmemAllocationHandleType handle_type(enum lamprey_sharing sharing)
 {
-    switch (sharing) {
-    case LAMPREY_BY_DESCRIPTOR:
-        return CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
-    case LAMPREY_BY_FABRIC:
-        return CU_MEM_HANDLE_TYPE_FABRIC;
-    case LAMPREY_PRIVATE:
-        break;
-    }
-    return CU_MEM_HANDLE_TYPE_NONE;
+    return sharing == LAMPREY_BY_FABRIC ? CU_MEM_HANDLE_TYPE_FABRIC
+                                        : CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 }
 
 enum lamprey_status lamprey_memory_create(const struct lamprey_device *device, size_t bytes,

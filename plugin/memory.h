@@ -9,7 +9,6 @@
 /* Who else can map an allocation, and by what. Asked for singly: where fabric handles aren't
  * permitted, memory that could have both kinds can't be made at all. */
 enum lamprey_sharing {
-    LAMPREY_PRIVATE,
     LAMPREY_BY_DESCRIPTOR, /* processes of this host */
     LAMPREY_BY_FABRIC,     /* all hosts of the NVLink domain with the same IMEX channel */
 };

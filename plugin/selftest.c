@@ -25,12 +25,15 @@ static enum lamprey_status run(struct lamprey_exchange *exchange,
     const struct lamprey_call call = {
         .send = (const void *)workspace->scratch,
         .recv = (void *)recv,
-        .count = bytes / sizeof *words, /* two-shot gives every rank a part of it */
+        .count = bytes / sizeof *words,
         .type = ncclUint32,
         .op = ncclSum,
         .stream = exchange->stream,
     };
-    const struct lamprey_way way = lamprey_way_of(agreed, call.count, call.type, call.op);
+    /* Two-shot: a rank sends each peer another part of its words, which tells the peers apart. */
+    struct lamprey_agreed two_shot = *agreed;
+    two_shot.one_shot_bytes = 0;
+    const struct lamprey_way way = lamprey_way_of(&two_shot, call.count, call.type, call.op);
     enum lamprey_status status = lamprey_driver_check(
         driver->MemcpyHtoDAsync(workspace->scratch, words, bytes, exchange->stream),
         "cuMemcpyHtoDAsync");

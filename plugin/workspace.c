@@ -15,6 +15,7 @@ _Static_assert(LAMPREY_ALARM_WORDS <= ALARM_STRIDE, "one communicator's, one str
 /* Pages of alarms, never freed: freeing pinned memory waits for the whole GPU. */
 struct alarm_page {
     struct alarm_page *next;
+    const struct lamprey_device *device;
     uint32_t *words;
     bool used[ALARMS];
 };
@@ -26,30 +27,32 @@ static struct alarm_page *pages;
  * a thread of the driver's. */
 static _Atomic(struct lamprey_workspace *) dead;
 
-static enum lamprey_status add_page(const struct lamprey_driver *driver)
+static enum lamprey_status add_page(const struct lamprey_device *device)
 {
     struct alarm_page *page = calloc(1, sizeof *page);
     if (!page) {
         return LAMPREY_ERROR_MEMORY;
     }
-    enum lamprey_status status = lamprey_driver_check(
-        driver->MemHostAlloc((void **)&page->words, ALARMS * ALARM_STRIDE * sizeof(uint32_t),
-                             CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
-        "cuMemHostAlloc");
+    enum lamprey_status status =
+        lamprey_driver_check(device->driver->MemHostAlloc(
+                                 (void **)&page->words, ALARMS * ALARM_STRIDE * sizeof(uint32_t),
+                                 CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+                             "cuMemHostAlloc");
     if (status) {
         free(page);
         return status;
     }
+    page->device = device;
     page->next = pages;
     pages = page;
     return LAMPREY_OK;
 }
 
-static atomic_uint *find_free_alarm(void)
+static atomic_uint *find_free_alarm(const struct lamprey_device *device)
 {
     for (struct alarm_page *page = pages; page; page = page->next) {
         for (int i = 0; i < ALARMS; i++) {
-            if (!page->used[i]) {
+            if (page->device == device && !page->used[i]) {
                 page->used[i] = true;
                 return (atomic_uint *)(page->words + i * ALARM_STRIDE);
             }
@@ -58,14 +61,14 @@ static atomic_uint *find_free_alarm(void)
     return NULL;
 }
 
-static enum lamprey_status take_alarm(const struct lamprey_driver *driver, atomic_uint **word)
+static enum lamprey_status take_alarm(const struct lamprey_device *device, atomic_uint **word)
 {
     enum lamprey_status status = LAMPREY_OK;
     pthread_mutex_lock(&mutex);
-    *word = find_free_alarm();
+    *word = find_free_alarm(device);
     if (!*word) {
-        status = add_page(driver);
-        *word = find_free_alarm();
+        status = add_page(device);
+        *word = find_free_alarm(device);
     }
     pthread_mutex_unlock(&mutex);
     if (*word) {
@@ -120,7 +123,7 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lampre
     const struct lamprey_driver *driver = workspace->device->driver;
     const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
     const size_t bytes = bytes_for(workspace->nranks, workspace->lanes, workspace->slot_cells);
-    enum lamprey_status status = take_alarm(driver, &workspace->alarm);
+    enum lamprey_status status = take_alarm(workspace->device, &workspace->alarm);
     if (!status) {
         status = lamprey_driver_check(
             driver->MemHostGetDevicePointer(&workspace->device_alarm, workspace->alarm, 0),
@@ -238,6 +241,10 @@ void lamprey_workspace_reap(void)
         struct lamprey_workspace *workspace = list;
         list = list->next_dead;
         const struct lamprey_device *device = workspace->device;
+        if (lamprey_device_lost(device)) {
+            free(workspace); /* all else went with the context */
+            continue;
+        }
         CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
         bool pushed = false;
         if (lamprey_device_enter(device, &pushed) != LAMPREY_OK) {

@@ -110,7 +110,7 @@ TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
         const char *fault;
         ncclResult_t result;
     } cases[] = {
-        {"LAMPREY_EMULATOR_FAIL", "cuMemCreate:1,cuMemHostAlloc:1", ncclUnhandledCudaError},
+        {"LAMPREY_EMULATOR_FAIL", "cuMemHostAlloc:1", ncclUnhandledCudaError},
         {"LAMPREY_EMULATOR_NCCL_FAIL", "ncclAllGather:1:2", ncclSystemError},
         {"LAMPREY_EMULATOR_NCCL_FAIL", "ncclAllGather:3:2", ncclSystemError},
     };
@@ -143,6 +143,25 @@ TEST_F(Serving, FailsWhereTheExchangeCannotBeEntered)
             }
         });
     }
+}
+
+TEST_F(Serving, ServesAfterAGpuWasReset)
+{
+    processes(2, [](int rank) {
+        for (uint64_t i = 0; i < 3; i++) {
+            if (rank == 0) {
+                shared->id_ready = 0;
+            }
+            meet(2);
+            Rank self(rank, 2);
+            self.init();
+            self.round(LAMPREY_REFERENCE_BF16, 1000, i);
+            REQUIRE(stats_of(self.comm).served == 1);
+            REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
+            meet(2);
+            REQUIRE(cuDevicePrimaryCtxReset(rank) == CUDA_SUCCESS);
+        }
+    });
 }
 
 TEST_F(Serving, LeaksNothingOverManyCommunicators)

@@ -417,11 +417,35 @@ class Serving : public ::testing::Test {
         });
     }
 
+    // Scenarios that mostly wait, side by side; each in a process, with its own ranks.
+    void at_once(const std::vector<std::function<void()>> &scenarios)
+    {
+        std::vector<pid_t> children;
+        fflush(stdout);
+        for (const std::function<void()> &scenario : scenarios) {
+            pid_t child = fork();
+            if (child == 0) {
+                shared = (Shared *)mmap(nullptr, sizeof *shared, PROT_READ | PROT_WRITE,
+                                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+                scenario();
+                fflush(nullptr);
+                _exit(HasFailure());
+            }
+            children.push_back(child);
+        }
+        for (size_t i = 0; i < children.size(); i++) {
+            int status = -1;
+            EXPECT_EQ(waitpid(children[i], &status, 0), children[i]);
+            EXPECT_EQ(status, 0) << "scenario " << i << " failed";
+        }
+    }
+
     // Processes in whose logs every rank says that.
     void expect_told(int nranks, const std::string &what, const std::function<void(int)> &body)
     {
+        const std::string scenario = std::to_string(getpid());
         auto log_of = [&](int rank) {
-            return directory_ + "/rank-" + std::to_string(rank) + ".log";
+            return directory_ + "/rank-" + std::to_string(rank) + "-of-" + scenario + ".log";
         };
         memset(shared, 0, sizeof *shared);
         processes(nranks, [&](int rank) {

@@ -121,6 +121,7 @@ static CUresult reset_primary(CUdevice device, bool whole)
     LOCKED();
     empty_context(context);
     context->retained -= whole ? 0 : 1;
+    context->resets++;
     return CUDA_SUCCESS;
 }
 
@@ -343,7 +344,7 @@ EMULATOR_EXPORT CUresult cuCtxGetId(CUcontext handle, unsigned long long *id)
     if (context == NULL) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
-    *id = context->object.id >> 4;
+    *id = (context->object.id >> 4) + (context->resets << 32);
     return CUDA_SUCCESS;
 }
 

@@ -14,6 +14,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int device_count = 2;          /* that are visible */
 static int places[EMULATOR_MAX_GPUS]; /* of the visible ones among all */
 static int driver_version = 13000;
+static int multiprocessors = 132;
 static int block_threads = 1;
 static int launch_queue;
 static int host;
@@ -57,6 +58,7 @@ static void read_settings(void)
 {
     choose_visible(setting("LAMPREY_EMULATOR_GPUS", 0, EMULATOR_MAX_GPUS, 2));
     driver_version = setting("LAMPREY_EMULATOR_DRIVER_VERSION", 1000, 99990, 13000);
+    multiprocessors = setting("LAMPREY_EMULATOR_MULTIPROCESSORS", 0, 1024, 132);
     block_threads = setting("LAMPREY_EMULATOR_THREADS", 1, 1024, 1);
     launch_queue = setting("LAMPREY_EMULATOR_QUEUE", 0, 1 << 20, 0);
     host = setting("LAMPREY_EMULATOR_HOST", 0, 127, 0);
@@ -78,6 +80,12 @@ int emulator_driver_version(void)
 {
     pthread_once(&once, read_settings);
     return driver_version;
+}
+
+int emulator_multiprocessors(void)
+{
+    pthread_once(&once, read_settings);
+    return multiprocessors;
 }
 
 int emulator_block_threads(unsigned launched)
@@ -303,7 +311,6 @@ static const struct {
     {CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, 3201000},
     {CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH, 6144},
     {CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, 62914560},
-    {CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 132},
     {CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR, 2048},
     {CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR, 32},
     {CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS, 1},
@@ -334,6 +341,9 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
         return CUDA_ERROR_INVALID_DEVICE;
     }
     *value = 0;
+    if (attribute == CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) {
+        *value = emulator_multiprocessors();
+    }
     if (attribute == CU_DEVICE_ATTRIBUTE_PCI_BUS_ID) {
         *value = 0x10 + places[device];
     }

@@ -100,6 +100,7 @@ bool emulator_point_reached(const struct emulator_point *point);
 int emulator_device_count(void);
 bool emulator_device_valid(CUdevice device);
 int emulator_driver_version(void);
+int emulator_multiprocessors(void);
 int emulator_block_threads(unsigned launched);
 int emulator_launch_queue(void);
 int emulator_host(void);
@@ -111,7 +112,8 @@ struct emulator_context {
     struct emulator_object object;
     CUdevice device;
     bool primary;
-    int retained; /* primary contexts only */
+    int retained;    /* primary contexts only */
+    uint64_t resets; /* likewise; the handle stays, the id doesn't */
     unsigned flags;
     struct emulator_stream *legacy;
     struct emulator_stream *streams;
@@ -370,5 +372,7 @@ bool emulator_handle_types_known(unsigned types);
 bool emulator_handle_types_permitted(unsigned types);
 /* The file of a new allocation; -1: there can't be one. */
 int emulator_share_file(CUdevice device, size_t bytes);
+/* link.c: where stores to an imported allocation's file go; takes the file over. -1: nowhere. */
+int emulator_link(int far, size_t bytes, CUdevice device);
 
 #endif

@@ -12,7 +12,7 @@
 #define DEFAULT_SHARED_BYTES 49152
 #define OPTIN_SHARED_BYTES 232448
 #define PORTABLE_CLUSTER 8
-#define MULTIPROCESSORS_IN_CLUSTERS 128 /* of the 132; some groups of them hold no cluster more */
+#define MULTIPROCESSORS_OUTSIDE 4 /* in groups that hold no cluster more */
 
 static struct emulator_function *functions;
 
@@ -327,8 +327,9 @@ EMULATOR_EXPORT CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction 
     if (any_function(handle) == NULL) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    const int grouped = emulator_multiprocessors() - MULTIPROCESSORS_OUTSIDE;
     *clusters = resident_blocks((int)config->blockDimX, config->sharedMemBytes) *
-                MULTIPROCESSORS_IN_CLUSTERS / (int)cluster_of(config);
+                (grouped > 0 ? grouped : 0) / (int)cluster_of(config);
     return CUDA_SUCCESS;
 }
 

@@ -171,10 +171,7 @@ CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, vo
         return result;
     }
     fstat(fd, &file);
-    if (getenv("LAMPREY_EMULATOR_DEAF_IMPORTS") != NULL) {
-        close(fd);
-        fd = emulator_share_file(device, (size_t)file.st_size);
-    }
+    fd = emulator_link(fd, (size_t)file.st_size, device);
     return fd < 0 ? CUDA_ERROR_OPERATING_SYSTEM
                   : emulator_allocation_adopt(fd, (size_t)file.st_size, device, type, handle);
 }
