@@ -143,17 +143,13 @@ static enum lamprey_status run(struct setup *setup)
 void lamprey_setup(struct lamprey_comm *comm)
 {
     struct setup setup = {.comm = comm};
-    bool pushed = false;
-    if (lamprey_device_enter(comm->device, &pushed) != LAMPREY_OK) {
+    struct lamprey_visit visit;
+    if (lamprey_visit_begin(comm->device, &visit) != LAMPREY_OK) {
         conclude(comm, LAMPREY_COMM_BROKEN);
         return;
     }
-    const struct lamprey_driver *driver = comm->device->driver;
-    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    driver->ThreadExchangeStreamCaptureMode(&mode);
     run(&setup);
-    driver->ThreadExchangeStreamCaptureMode(&mode);
-    lamprey_device_leave(comm->device, pushed);
+    lamprey_visit_end(&visit);
 }
 
 /* Communicators that one thread sets up one after the other, in call order. */
