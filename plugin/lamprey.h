@@ -109,7 +109,8 @@ LAMPREY_API ncclResult_t lampreyWorkspaceSize(uint32_t nranks, uint64_t most_byt
  * workspace's calls. ncclInvalidUsage: it isn't served. */
 LAMPREY_API ncclResult_t lampreyWorkspaceCreate(ncclComm_t comm, lampreyWorkspace_t *workspace);
 
-/* Makes this rank's part; waits for no other rank. Where the machine or a setting rules it out,
+/* Makes this rank's part; waits for no other rank, but the first on a GPU loads the kernels, which
+ * may wait for what runs there. Where the machine or a setting rules it out,
  * there is no workspace, but handle says so: give it to the others all the same, and all of them
  * fail at once, with this rank's reason. */
 LAMPREY_API ncclResult_t lampreyWorkspaceExport(const struct lampreyWorkspaceArgs *args,

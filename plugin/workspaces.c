@@ -16,7 +16,9 @@
 #define DEFAULT_TIMEOUT_MS 60000
 #define LEAVING_MS 5000 /* within which kernels leave after an abort */
 
-_Static_assert(sizeof(struct lampreyWorkspaceArgs) == 40, "programs of other languages know it");
+_Static_assert(sizeof(struct lampreyWorkspaceArgs) == 40 &&
+                   sizeof(lampreyWorkspaceHandle_t) == LAMPREY_HANDLE_BYTES,
+               "programs in other languages know them");
 
 struct lampreyWorkspace {
     struct lampreyWorkspace *next;
@@ -72,29 +74,35 @@ static struct lampreyWorkspace *remove_from_list(lampreyWorkspace_t workspace)
     return found;
 }
 
-/* The first who asks gets them. */
-static struct lamprey_handles *take_handles(lampreyWorkspace_t workspace, uint32_t *timeout_ms)
+/* A workspace's own handles, for who first comes with all ranks'. NULL: result and
+ * lampreyGetLastError say why. */
+static struct lamprey_handles *take_handles(const char *function, lampreyWorkspace_t workspace,
+                                            const lampreyWorkspaceHandle_t *given, uint32_t count,
+                                            uint32_t *timeout_ms, ncclResult_t *result)
 {
-    struct lamprey_handles *handles = NULL;
+    char reason[256] = "";
     pthread_mutex_lock(&mutex);
     struct lampreyWorkspace *found = *find_locked(workspace);
-    if (found) {
-        handles = found->handles;
-        found->handles = NULL;
+    struct lamprey_handles *handles = found ? found->handles : NULL;
+    if (!handles) {
+        *result = lamprey_api_fail(ncclInvalidUsage,
+                                   "%s: workspace isn't one of lampreyWorkspaceExport that waits "
+                                   "for handles",
+                                   function);
+    } else if (count != (uint32_t)found->comm->nranks) {
+        *result = lamprey_api_fail(ncclInvalidArgument,
+                                   "%s: count is %u, but workspace's world has %d ranks", function,
+                                   count, found->comm->nranks);
+        handles = NULL;
+    } else if (!lamprey_handles_fit(handles, given, reason, sizeof reason)) {
+        *result = lamprey_api_fail(ncclInvalidArgument, "%s: %s", function, reason);
+        handles = NULL;
+    } else {
         *timeout_ms = found->timeout_ms;
+        found->handles = NULL;
     }
     pthread_mutex_unlock(&mutex);
     return handles;
-}
-
-static void put_handles_back(lampreyWorkspace_t workspace, struct lamprey_handles *handles)
-{
-    pthread_mutex_lock(&mutex);
-    struct lampreyWorkspace *found = *find_locked(workspace);
-    if (found) {
-        found->handles = handles;
-    }
-    pthread_mutex_unlock(&mutex);
 }
 
 static ncclResult_t no_memory(const char *function)
@@ -303,7 +311,6 @@ ncclResult_t lampreyWorkspaceCreateFromHandles(lampreyWorkspace_t workspace,
 {
     struct lamprey_target target = {.function = "lampreyWorkspaceCreateFromHandles"};
     uint32_t timeout_ms = 0;
-    char reason[256] = "";
     lamprey_api_begin();
     if (!handles) {
         return lamprey_api_fail(ncclInvalidArgument, "%s: handles is NULL", target.function);
@@ -312,25 +319,11 @@ ncclResult_t lampreyWorkspaceCreateFromHandles(lampreyWorkspace_t workspace,
     if (result != ncclSuccess) {
         return result;
     }
-    struct lamprey_handles *own = take_handles(workspace, &timeout_ms);
-    if (!own) {
-        result = lamprey_api_fail(ncclInvalidUsage,
-                                  "%s: workspace isn't one of lampreyWorkspaceExport that waits "
-                                  "for handles",
-                                  target.function);
-    } else if (count != (uint32_t)target.comm->nranks) {
-        result = lamprey_api_fail(ncclInvalidArgument,
-                                  "%s: count is %u, but workspace's world has %d ranks",
-                                  target.function, count, target.comm->nranks);
-    } else if (!lamprey_handles_fit(own, handles, reason, sizeof reason)) {
-        result = lamprey_api_fail(ncclInvalidArgument, "%s: %s", target.function, reason);
-    } else {
+    struct lamprey_handles *own =
+        take_handles(target.function, workspace, handles, count, &timeout_ms, &result);
+    if (own) {
         result = join(target.function, own, handles, timeout_ms);
         free(own);
-        own = NULL;
-    }
-    if (own) {
-        put_handles_back(workspace, own);
     }
     lamprey_comm_release(target.comm);
     return result;

@@ -164,12 +164,10 @@ void expect_failure(int rank, ncclResult_t own, const std::string &reason, bool 
 {
     Rank self(rank, 2);
     Member member(self);
-    lampreyWorkspaceArgs wanted = export_args(rank, 2);
-    wanted.timeout_ms = 700;
+    member.wanted.timeout_ms = 700;
     Counts first;
     for (int i = 0; i < 3; i++) {
-        REQUIRE(api().lampreyWorkspaceExport(&wanted, &(*board)[0][rank], &member.args.workspace) ==
-                ncclSuccess);
+        REQUIRE(member.offer() == ncclSuccess);
         meet(2);
         const auto start = Clock::now();
         if (rank == 0) {
@@ -228,10 +226,8 @@ TEST_F(Workspaces, CompareWhatMustBeEqual)
     processes(2, [](int rank) {
         Rank self(rank, 2);
         Member member(self);
-        lampreyWorkspaceArgs wanted = export_args(rank, 2);
-        wanted.most_bytes = rank == 0 ? 2 << 20 : 4 << 20;
-        REQUIRE(api().lampreyWorkspaceExport(&wanted, &(*board)[0][rank], &member.args.workspace) ==
-                ncclSuccess);
+        member.wanted.most_bytes = rank == 0 ? 2 << 20 : 4 << 20;
+        REQUIRE(member.offer() == ncclSuccess);
         meet(2);
         REQUIRE(member.complete() == ncclSystemError);
         REQUIRE(last_error_says("ranks 0 and 1 exported with different most_bytes"));
@@ -241,7 +237,7 @@ TEST_F(Workspaces, CompareWhatMustBeEqual)
 
 TEST_F(Workspaces, LeaveACreationThatIsAborted)
 {
-    threads(2, [](int rank) {
+    const auto body = [](int rank) {
         Rank self(rank, 2);
         Member member(self);
         REQUIRE(member.offer() == ncclSuccess);
@@ -258,7 +254,9 @@ TEST_F(Workspaces, LeaveACreationThatIsAborted)
         }
         meet(2);
         member.leave();
-    });
+    };
+    threads(2, body);   // in its self-test
+    processes(2, body); // at its mailbox
 }
 
 TEST_F(Workspaces, LeaveCallsThatAreAbortedAndStartAgain)

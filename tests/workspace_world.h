@@ -27,6 +27,7 @@ struct Api {
     LAMPREY_SYMBOL(lampreyLamportInitializeAll);
     LAMPREY_SYMBOL(lampreyMnnvlAllReduce);
     LAMPREY_SYMBOL(lampreyMnnvlAllReduceRmsNorm);
+    LAMPREY_SYMBOL(lampreyMoeReduceAllReduceFused);
     LAMPREY_SYMBOL(lampreyWorkspaceAbort);
     LAMPREY_SYMBOL(lampreyWorkspaceCreate);
     LAMPREY_SYMBOL(lampreyWorkspaceCreateFromHandles);
@@ -79,10 +80,13 @@ struct Member {
 
     Rank &self; // of the world's ranks
     element_type type = LAMPREY_REFERENCE_BF16;
+    lampreyWorkspaceArgs wanted;
     lampreyFusedArgs args = {};
 
-    explicit Member(Rank &rank) : self(rank)
+    explicit Member(Rank &rank, uint32_t flags = 0)
+        : self(rank), wanted(export_args(rank.rank, rank.nranks))
     {
+        wanted.flags = flags;
         args.size = sizeof args;
         args.tokens = 5;
         args.hidden = 768;
@@ -102,10 +106,8 @@ struct Member {
         return (void *)(self.recv + (size_t)which * kRoom);
     }
 
-    ncclResult_t offer(int world = 0, uint32_t flags = 0)
+    ncclResult_t offer(int world = 0)
     {
-        lampreyWorkspaceArgs wanted = export_args(self.rank, self.nranks);
-        wanted.flags = flags;
         return api().lampreyWorkspaceExport(&wanted, &(*board)[world][self.rank], &args.workspace);
     }
 
@@ -116,9 +118,9 @@ struct Member {
     }
 
     // meeting: ranks that come to it.
-    void join(int meeting, int world = 0, uint32_t flags = 0)
+    void join(int meeting, int world = 0)
     {
-        REQUIRE(offer(world, flags) == ncclSuccess);
+        REQUIRE(offer(world) == ncclSuccess);
         meet(meeting);
         REQUIRE(complete(world) == ncclSuccess);
     }

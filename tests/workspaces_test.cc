@@ -10,8 +10,8 @@ using namespace workspace_test;
 void live(int rank, int nranks, uint32_t flags = 0)
 {
     Rank self(rank, nranks);
-    Member member(self);
-    member.join(nranks, 0, flags);
+    Member member(self, flags);
+    member.join(nranks);
     member.rounds(0);
     member.leave();
 }
@@ -32,13 +32,15 @@ TEST_F(Workspaces, ServeThreads)
 // A whole NVLink domain, if with several ranks on each of the emulator's GPUs.
 TEST_F(Workspaces, TakeSeventyTwoRanks)
 {
+    constexpr int nranks = kSanitized ? 12 : 72;
     setenv("LAMPREY_SHARE_GPU", "1", 1);
-    threads(72, [](int rank) {
-        Rank self(rank, 72);
+    threads(nranks, [](int rank) {
+        Rank self(rank, nranks);
         Member member(self);
+        member.wanted.most_bytes = 2 << 20;
         member.args.tokens = 2;
         member.args.hidden = 64;
-        member.join(72);
+        member.join(nranks);
         member.args.strategy = lampreyStrategyTwoShot;
         member.round(1);
         member.leave();
@@ -186,26 +188,48 @@ TEST_F(Workspaces, ServeTheNamesOfMnnvlPrograms)
     });
 }
 
+// One expert of weight 1: the rows themselves.
+TEST_F(Workspaces, ServeMixturesOfExperts)
+{
+    processes(2, [](int rank) {
+        Rank self(rank, 2);
+        Member member(self);
+        const std::vector<float> ones(member.args.tokens, 1.0f);
+        void *scales = member.at(Member::scales);
+        lampreyMoeReduceArgs moe = {};
+        moe.size = sizeof moe;
+        moe.experts = 1;
+        moe.rows = member.args.in;
+        moe.scales = (const float *)((char *)scales + Member::kRoom);
+        member.join(2);
+        member.args.in = nullptr;
+        member.fill(1);
+        REQUIRE(cuMemcpyHtoD((CUdeviceptr)moe.scales, ones.data(), ones.size() * sizeof ones[0]) ==
+                CUDA_SUCCESS);
+        REQUIRE(api().lampreyMoeReduceAllReduceFused(&member.args, &moe, nullptr,
+                                                     (cudaStream_t)self.stream) == ncclSuccess);
+        member.check(1);
+        member.leave();
+    });
+}
+
 TEST_F(Workspaces, TakeAnyShapeThroughLittleMemory)
 {
     processes(2, [](int rank) {
         Rank self(rank, 2);
         Member member(self);
-        lampreyWorkspaceArgs wanted = export_args(rank, 2);
         uint64_t bytes = 0;
         uint64_t handle_bytes = 0;
-        wanted.most_bytes = 2 << 20;
-        REQUIRE(api().lampreyWorkspaceSize(2, wanted.most_bytes, &bytes, &handle_bytes) ==
+        member.wanted.most_bytes = 2 << 20;
+        REQUIRE(api().lampreyWorkspaceSize(2, member.wanted.most_bytes, &bytes, &handle_bytes) ==
                 ncclSuccess);
-        REQUIRE(bytes == wanted.most_bytes && handle_bytes == sizeof(lampreyWorkspaceHandle_t));
+        REQUIRE(bytes == member.wanted.most_bytes &&
+                handle_bytes == sizeof(lampreyWorkspaceHandle_t));
         for (uint64_t most : {(uint64_t)0, (uint64_t)5 << 20, (uint64_t)64 << 20}) {
             REQUIRE(api().lampreyWorkspaceSize(72, most, &bytes, nullptr) == ncclSuccess);
             REQUIRE(bytes % (2 << 20) == 0 && bytes <= (most ? most : 16 << 20));
         }
-        REQUIRE(api().lampreyWorkspaceExport(&wanted, &(*board)[0][rank], &member.args.workspace) ==
-                ncclSuccess);
-        meet(2);
-        REQUIRE(member.complete() == ncclSuccess);
+        member.join(2);
         member.args.tokens = 40;
         member.args.hidden = 100;
         member.rounds(0);
@@ -284,17 +308,17 @@ TEST_F(FabricWorkspaces, SayWhatKeepsHostsApart)
             unsetenv("LAMPREY_EMULATOR_IMEX");
         }
         Rank self(rank, 2);
-        Member member(self);
+        Member member(self, LAMPREY_WORKSPACE_ACROSS_HOSTS);
         if (rank == 1) {
-            REQUIRE(member.offer(0, LAMPREY_WORKSPACE_ACROSS_HOSTS) == ncclSystemError);
+            REQUIRE(member.offer() == ncclSystemError);
             const Counts before; // what is kept for the next one is there
-            REQUIRE(member.offer(0, LAMPREY_WORKSPACE_ACROSS_HOSTS) == ncclSystemError);
+            REQUIRE(member.offer() == ncclSystemError);
             REQUIRE(last_error_says("is there an IMEX channel?"));
             REQUIRE(member.args.workspace == nullptr);
             REQUIRE(before == Counts());
             meet(2);
         } else {
-            REQUIRE(member.offer(0, LAMPREY_WORKSPACE_ACROSS_HOSTS) == ncclSuccess);
+            REQUIRE(member.offer() == ncclSuccess);
             meet(2);
             REQUIRE(member.complete() == ncclSystemError);
             REQUIRE(last_error_says("rank 1: no staging memory for other hosts to map"));
