@@ -8,13 +8,11 @@
 #include "plugin/config.h"
 #include "plugin/selftest.h"
 
-#define GRANULARITY (2ull << 20) /* to which drivers round memory up */
-
 _Static_assert(sizeof(struct lamprey_handle) <= LAMPREY_HANDLE_BYTES, "fits");
 
 uint32_t lamprey_handles_lanes(uint32_t nranks, uint64_t most_bytes)
 {
-    const uint64_t room = most_bytes / GRANULARITY * GRANULARITY;
+    const uint64_t room = most_bytes / LAMPREY_MEMORY_GRANULARITY * LAMPREY_MEMORY_GRANULARITY;
     uint32_t lanes = (uint32_t)lamprey_config_get()->max_ctas;
     while (lanes > 0 && lamprey_workspace_bytes(nranks, lanes, LAMPREY_SLOT_CELLS) > room) {
         lanes--;

@@ -36,7 +36,7 @@ enum lamprey_status lamprey_handles_offer(struct lamprey_handles *handles,
                                           struct lamprey_comm *comm, uint32_t lanes,
                                           enum lamprey_sharing sharing);
 
-/* Takes the offer back, whether the rank has joined or not. */
+/* Takes the offer back, whether the rank has joined or not; also where the context is lost. */
 void lamprey_handles_close(struct lamprey_handles *handles);
 
 /* Are these all ranks' handles? reason: else why not, by the handle's name. Waits for nobody. */

@@ -12,7 +12,6 @@
 #include "plugin/target.h"
 
 #define DEFAULT_BYTES (16ull << 20)
-#define LEAST_BYTES (2ull << 20)
 #define DEFAULT_TIMEOUT_MS 60000
 #define LEAVING_MS 5000 /* within which kernels leave after an abort */
 
@@ -117,7 +116,7 @@ static ncclResult_t check_size(const char *function, uint32_t nranks, uint64_t *
                                 nranks, LAMPREY_MAX_RANKS);
     }
     *most_bytes = *most_bytes ? *most_bytes : DEFAULT_BYTES;
-    return *most_bytes < LEAST_BYTES || *most_bytes > LAMPREY_STAGING_CAP
+    return *most_bytes < LAMPREY_MEMORY_GRANULARITY || *most_bytes > LAMPREY_STAGING_CAP
                ? lamprey_api_fail(ncclInvalidArgument, "%s: most_bytes is %llu, not 2 to 64 MiB",
                                   function, (unsigned long long)*most_bytes)
                : ncclSuccess;
@@ -136,7 +135,7 @@ ncclResult_t lampreyWorkspaceSize(uint32_t nranks, uint64_t most_bytes, uint64_t
     }
     const uint64_t used = lamprey_workspace_bytes(nranks, lamprey_handles_lanes(nranks, most_bytes),
                                                   LAMPREY_SLOT_CELLS);
-    *bytes = (used + LEAST_BYTES - 1) / LEAST_BYTES * LEAST_BYTES;
+    *bytes = lamprey_divide_up(used, LAMPREY_MEMORY_GRANULARITY) * LAMPREY_MEMORY_GRANULARITY;
     if (handle_bytes) {
         *handle_bytes = sizeof(lampreyWorkspaceHandle_t);
     }
@@ -290,9 +289,12 @@ static ncclResult_t join(const char *function, struct lamprey_handles *handles,
     char reason[256] = "";
     struct lamprey_visit visit;
     enum lamprey_status status = lamprey_visit_begin(comm->device, &visit);
-    if (!status) {
+    const bool visiting = !status;
+    if (visiting) {
         status = lamprey_handles_join(handles, given, timeout_ms, reason, sizeof reason);
-        lamprey_handles_close(handles);
+    }
+    lamprey_handles_close(handles);
+    if (visiting) {
         lamprey_visit_end(&visit);
     }
     report(comm, status, reason);
@@ -341,10 +343,13 @@ ncclResult_t lampreyWorkspaceDestroy(lampreyWorkspace_t workspace)
                                 "lampreyWorkspaceDestroy: workspace is none, or was destroyed");
     }
     struct lamprey_comm *comm = found->comm;
-    struct lamprey_visit visit;
-    if (found->handles && lamprey_visit_begin(comm->device, &visit) == LAMPREY_OK) {
+    if (found->handles) {
+        struct lamprey_visit visit;
+        const bool visiting = lamprey_visit_begin(comm->device, &visit) == LAMPREY_OK;
         lamprey_handles_close(found->handles);
-        lamprey_visit_end(&visit);
+        if (visiting) {
+            lamprey_visit_end(&visit);
+        }
     }
     if (!comm->nccl && !lamprey_comm_drain(comm, -1)) {
         lamprey_comm_drain(comm, LEAVING_MS); /* aborted */
