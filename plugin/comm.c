@@ -43,18 +43,30 @@ struct lamprey_comm *lamprey_comm_find(ncclComm_t handle)
     return comm;
 }
 
+struct lamprey_comm *lamprey_comm_make(struct lamprey_device *device, int rank, int nranks)
+{
+    struct lamprey_comm *comm = calloc(1, sizeof *comm);
+    if (!comm) {
+        return NULL;
+    }
+    comm->device = device;
+    comm->rank = rank;
+    comm->nranks = nranks;
+    atomic_init(&comm->references, 1);
+    atomic_init(&comm->state, LAMPREY_COMM_NEW);
+    atomic_init(&comm->failure, ncclUnhandledCudaError);
+    return comm;
+}
+
 static struct lamprey_comm *describe(struct lamprey_nccl *nccl, ncclComm_t handle)
 {
     int ordinal = -1;
-    struct lamprey_comm *comm = calloc(1, sizeof *comm);
+    struct lamprey_comm *comm = lamprey_comm_make(NULL, -1, 0);
     if (!comm) {
         return NULL;
     }
     comm->handle = handle;
     comm->nccl = nccl;
-    atomic_init(&comm->references, 1);
-    atomic_init(&comm->state, LAMPREY_COMM_NEW);
-    atomic_init(&comm->failure, ncclUnhandledCudaError);
     if (nccl->CommCount(handle, &comm->nranks) != ncclSuccess ||
         nccl->CommUserRank(handle, &comm->rank) != ncclSuccess ||
         nccl->CommCuDevice(handle, &ordinal) != ncclSuccess) {
@@ -138,22 +150,22 @@ static void pause_shortly(void)
     nanosleep(&pause, NULL);
 }
 
-void lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms)
+bool lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms)
 {
     const struct lamprey_workspace *workspace = atomic_load(&comm->workspace);
-    bool pushed = false;
-    if (!workspace || lamprey_device_enter(comm->device, &pushed) != LAMPREY_OK) {
-        return;
+    struct lamprey_visit visit;
+    if (!workspace || lamprey_visit_begin(comm->device, &visit) != LAMPREY_OK) {
+        return !workspace;
     }
-    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    comm->device->driver->ThreadExchangeStreamCaptureMode(&mode);
     const int64_t start = now_ms();
-    while (!lamprey_workspace_idle(workspace) &&
+    bool idle = lamprey_workspace_idle(workspace);
+    while (!idle &&
            (timeout_ms < 0 ? !atomic_load(&comm->aborted) : now_ms() - start < timeout_ms)) {
         pause_shortly();
+        idle = lamprey_workspace_idle(workspace);
     }
-    comm->device->driver->ThreadExchangeStreamCaptureMode(&mode);
-    lamprey_device_leave(comm->device, pushed);
+    lamprey_visit_end(&visit);
+    return idle;
 }
 
 void lamprey_comm_await_setup(const struct lamprey_comm *comm)
@@ -179,12 +191,8 @@ void lamprey_comm_leave_nccl(struct lamprey_comm *comm)
     atomic_fetch_sub(&comm->in_nccl, 1);
 }
 
-void lamprey_comm_close(ncclComm_t handle, enum lamprey_ending ending)
+void lamprey_comm_end(struct lamprey_comm *comm, enum lamprey_ending ending)
 {
-    struct lamprey_comm *comm = lamprey_comm_find(handle);
-    if (!comm) {
-        return;
-    }
     atomic_store(&comm->state,
                  ending == LAMPREY_ABORTED ? LAMPREY_COMM_ABORTED : LAMPREY_COMM_CLOSED);
     if (ending != LAMPREY_FINALIZED) {
@@ -194,5 +202,13 @@ void lamprey_comm_close(ncclComm_t handle, enum lamprey_ending ending)
             lamprey_workspace_abort(workspace);
         }
     }
-    lamprey_comm_release(comm);
+}
+
+void lamprey_comm_close(ncclComm_t handle, enum lamprey_ending ending)
+{
+    struct lamprey_comm *comm = lamprey_comm_find(handle);
+    if (comm) {
+        lamprey_comm_end(comm, ending);
+        lamprey_comm_release(comm);
+    }
 }

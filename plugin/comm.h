@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What we know of a communicator, in a side table keyed by NCCL's handle, which stays untouched. */
+/* What we know of a communicator, in a side table keyed by NCCL's handle, which stays untouched; or
+ * of a world that a program has joined without NCCL. */
 #ifndef LAMPREY_PLUGIN_COMM_H
 #define LAMPREY_PLUGIN_COMM_H
 
@@ -24,7 +25,7 @@ enum lamprey_comm_state {
 };
 
 struct lamprey_comm {
-    ncclComm_t handle;
+    ncclComm_t handle; /* NULL without NCCL, as is nccl */
     struct lamprey_nccl *nccl;
     struct lamprey_comm *next; /* in the table */
     atomic_uint references;    /* the table's and those of running calls */
@@ -49,12 +50,16 @@ struct lamprey_comm *lamprey_comm_find(ncclComm_t handle);
 /* As find, but adds an unknown one. NULL if NCCL says that the handle is no ready communicator. */
 struct lamprey_comm *lamprey_comm_discover(struct lamprey_nccl *nccl, ncclComm_t handle);
 
+/* A new world without NCCL, in no table: released by its last reference. NULL: no memory. */
+struct lamprey_comm *lamprey_comm_make(struct lamprey_device *device, int rank, int nranks);
+
 /* Gives a reference back. What a kernel may still use is kept until it has ended. NULL is fine. */
 void lamprey_comm_release(struct lamprey_comm *comm);
 
 /* Waits until our latest work has ended, for as long as it takes unless the communicator is
- * aborted; after an abort, and with timeout_ms >= 0, no longer than that. */
-void lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms);
+ * aborted; after an abort, and with timeout_ms >= 0, no longer than that. False: it hasn't ended.
+ */
+bool lamprey_comm_drain(const struct lamprey_comm *comm, int timeout_ms);
 
 /* Takes comm out of the table, so that its address may be used again. */
 void lamprey_comm_remove(struct lamprey_comm *comm);
@@ -73,7 +78,10 @@ enum lamprey_ending {
     LAMPREY_ABORTED,   /* likewise, and the handle dies */
 };
 
-/* No further call is served. Fine for unknown handles. */
+/* No further call is served. */
+void lamprey_comm_end(struct lamprey_comm *comm, enum lamprey_ending ending);
+
+/* The same by handle; fine for unknown ones. */
 void lamprey_comm_close(ncclComm_t handle, enum lamprey_ending ending);
 
 #endif

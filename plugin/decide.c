@@ -18,9 +18,6 @@ _Static_assert(sizeof(struct lamprey_vote) == 192, "travels as it is");
 #define NCCL_FLOAT8_E4M3 10
 #define NCCL_FLOAT8_E5M2 11
 
-#define STAGING_CAP (64ull << 20) /* bytes a rank, whatever the settings say */
-#define SLOT_CELLS 2048 /* 96 KiB a lane, so 128 lanes are 12 MiB, whatever the ranks are */
-
 /* Ranks on the GPU of rank: their kernels must fit it together. */
 static uint32_t ranks_on_gpu_of(const struct lamprey_record *records, int rank, int nranks)
 {
@@ -130,8 +127,8 @@ struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nr
     agreed.id = records[0].id;
     agreed.nranks = (uint32_t)nranks;
     agreed.lanes = lanes < useful ? lanes : (uint32_t)useful;
-    agreed.slot_cells = SLOT_CELLS;
-    while (lamprey_staging_bytes(agreed.lanes, agreed.slot_cells) > STAGING_CAP) {
+    agreed.slot_cells = LAMPREY_SLOT_CELLS;
+    while (lamprey_staging_bytes(agreed.lanes, agreed.slot_cells) > LAMPREY_STAGING_CAP) {
         agreed.lanes--;
     }
     agree_on_rows(records, nranks, &agreed);

@@ -74,6 +74,11 @@ struct lamprey_agreed {
     bool check;        /* some rank wants calls compared */
 };
 
+/* Staging memory of a rank: bytes at most, whatever the settings say, and cells of a lane's slot
+ * (96 KiB a lane, so 128 lanes are 12 MiB, whatever the ranks are). */
+#define LAMPREY_STAGING_CAP (64ull << 20)
+#define LAMPREY_SLOT_CELLS 2048
+
 /* Over the records of all ranks, in rank order. reason: empty when served, else one line. */
 struct lamprey_agreed lamprey_agree(const struct lamprey_record *records, int nranks, char *reason,
                                     size_t reason_size);

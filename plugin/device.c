@@ -247,3 +247,20 @@ void lamprey_device_leave(const struct lamprey_device *device, bool pushed)
         device->driver->CtxPopCurrent(&ignored);
     }
 }
+
+enum lamprey_status lamprey_visit_begin(const struct lamprey_device *device,
+                                        struct lamprey_visit *visit)
+{
+    *visit = (struct lamprey_visit){.device = device, .mode = CU_STREAM_CAPTURE_MODE_RELAXED};
+    enum lamprey_status status = lamprey_device_enter(device, &visit->pushed);
+    if (!status) {
+        device->driver->ThreadExchangeStreamCaptureMode(&visit->mode);
+    }
+    return status;
+}
+
+void lamprey_visit_end(struct lamprey_visit *visit)
+{
+    visit->device->driver->ThreadExchangeStreamCaptureMode(&visit->mode);
+    lamprey_device_leave(visit->device, visit->pushed);
+}

@@ -53,4 +53,14 @@ enum lamprey_status lamprey_device_load_kernels(struct lamprey_device *device, c
 enum lamprey_status lamprey_device_enter(const struct lamprey_device *device, bool *pushed);
 void lamprey_device_leave(const struct lamprey_device *device, bool pushed);
 
+/* In the device's context, where calls may be made that a capture under way would forbid. */
+struct lamprey_visit {
+    const struct lamprey_device *device;
+    bool pushed;
+    CUstreamCaptureMode mode;
+};
+enum lamprey_status lamprey_visit_begin(const struct lamprey_device *device,
+                                        struct lamprey_visit *visit);
+void lamprey_visit_end(struct lamprey_visit *visit);
+
 #endif

@@ -66,9 +66,9 @@ enum lamprey_status lamprey_exchange_open(struct lamprey_comm *comm,
 {
     memset(exchange, 0, sizeof *exchange);
     exchange->comm = comm;
-    exchange->buffer = take_idle(comm->device);
+    exchange->buffer = comm->nccl ? take_idle(comm->device) : NULL;
     enum lamprey_status status = LAMPREY_OK;
-    if (!exchange->buffer) {
+    if (comm->nccl && !exchange->buffer) {
         status = make_buffer(comm->device, &exchange->buffer);
     }
     if (!status) {
@@ -120,7 +120,7 @@ static void pause_between_looks(int looks)
 static enum lamprey_status async_error(struct lamprey_comm *comm, ncclResult_t *error)
 {
     *error = ncclSuccess;
-    if (!LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)) {
+    if (!comm->nccl || !LAMPREY_ORIGINAL(comm->nccl, CommGetAsyncError)) {
         return LAMPREY_OK;
     }
     if (!lamprey_comm_enter_nccl(comm)) {

@@ -16,7 +16,7 @@ struct lamprey_exchange {
 };
 
 /* The device's context must be current and the thread's capture mode relaxed. Close with
- * lamprey_exchange_close. */
+ * lamprey_exchange_close. A world without NCCL has the stream alone. */
 enum lamprey_status lamprey_exchange_open(struct lamprey_comm *comm,
                                           struct lamprey_exchange *exchange);
 void lamprey_exchange_close(struct lamprey_exchange *exchange);

@@ -5,12 +5,9 @@
 
 #include "kernels/row_plan.h"
 #include "plugin/api.h"
-#include "plugin/attach.h"
 #include "plugin/check.h"
 #include "plugin/config.h"
-#include "plugin/group.h"
-#include "plugin/log.h"
-#include "plugin/setup.h"
+#include "plugin/target.h"
 
 /* By what is equal on all ranks alone. */
 static struct lamprey_row_shape shape_of(const struct lamprey_agreed *agreed,
@@ -183,49 +180,19 @@ static ncclResult_t launch(struct lamprey_comm *comm, const struct lamprey_fused
     return ncclSuccess;
 }
 
-/* A communicator that no hooked call has seen belongs to the one NCCL of the process. */
-static struct lamprey_comm *find(ncclComm_t handle)
-{
-    struct lamprey_comm *comm = lamprey_comm_find(handle);
-    if (!comm && lamprey_attach_loaded("call") == 1) {
-        comm = lamprey_comm_discover(&lamprey_nccls[0], handle);
-    }
-    return comm;
-}
-
-static ncclResult_t run(struct lamprey_comm *comm, const struct lamprey_fused *call,
+static ncclResult_t run(const struct lamprey_target *target, const struct lamprey_fused *call,
                         CUstream stream)
 {
-    if (lamprey_group_open(comm->nccl)) {
-        return lamprey_api_fail(ncclInvalidUsage,
-                                "%s: it may not stand between ncclGroupStart and "
-                                "ncclGroupEnd",
-                                call->name);
+    ncclResult_t result = lamprey_target_admit(target);
+    if (result != ncclSuccess || call->args.tokens == 0) {
+        return result;
     }
-    if (call->args.tokens == 0) {
-        return ncclSuccess;
-    }
-    if (atomic_load(&comm->state) == LAMPREY_COMM_NEW) {
-        lamprey_setup(comm);
-    }
-    switch (atomic_load(&comm->state)) {
-    case LAMPREY_COMM_SERVED:
-        return launch(comm, call, stream);
-    case LAMPREY_COMM_BROKEN:
-        return lamprey_api_fail(ncclUnhandledCudaError, "%s: comm's set-up failed", call->name);
-    case LAMPREY_COMM_ABORTED:
-        return lamprey_api_fail(ncclInternalError, "%s: comm is aborted", call->name);
-    case LAMPREY_COMM_CLOSED:
-        return lamprey_api_fail(ncclInvalidUsage, "%s: comm is finalized or revoked", call->name);
-    default:
-        return lamprey_api_fail(ncclInvalidUsage, "%s: comm isn't served; NCCL_DEBUG=INFO says why",
-                                call->name);
-    }
+    result = lamprey_target_ready(target);
+    return result == ncclSuccess ? launch(target->comm, call, stream) : result;
 }
 
-/* call->args: not read yet. */
-static ncclResult_t enter(struct lamprey_fused *call, const struct lampreyFusedArgs *args,
-                          ncclComm_t handle, cudaStream_t stream)
+ncclResult_t lamprey_fused_call(struct lamprey_fused *call, const struct lampreyFusedArgs *args,
+                                ncclComm_t comm, cudaStream_t stream)
 {
     if (!args) {
         return lamprey_api_fail(ncclInvalidArgument, "%s: args is NULL", call->name);
@@ -236,23 +203,25 @@ static ncclResult_t enter(struct lamprey_fused *call, const struct lampreyFusedA
                                 "lampreyFusedArgs",
                                 call->name);
     }
-    if (!handle) {
-        return lamprey_api_fail(ncclInvalidArgument, "%s: comm is NULL", call->name);
+    if (!comm && !args->workspace) {
+        return lamprey_api_fail(ncclInvalidArgument, "%s: comm and workspace are NULL", call->name);
     }
-    call->args = *args;
-    ncclResult_t result = lamprey_fused_check(call);
-    if (result != ncclSuccess) {
-        return result;
-    }
-    struct lamprey_comm *comm = atomic_load(&lamprey_forked) ? NULL : find(handle);
-    if (!comm) {
+    if (comm && args->workspace) {
         return lamprey_api_fail(ncclInvalidArgument,
-                                "%s: comm is no communicator that Lamprey knows; where a process "
-                                "has several NCCLs, call ncclAllReduce on it first",
+                                "%s: both comm and workspace are given; it works on one",
                                 call->name);
     }
-    result = run(comm, call, (CUstream)stream);
-    lamprey_comm_release(comm);
+    call->args = *args;
+    struct lamprey_target target = {.function = call->name};
+    ncclResult_t result = lamprey_fused_check(call);
+    if (result == ncclSuccess) {
+        result = comm ? lamprey_target_comm(&target, comm)
+                      : lamprey_target_workspace(&target, args->workspace);
+    }
+    if (result == ncclSuccess) {
+        result = run(&target, call, (CUstream)stream);
+        lamprey_comm_release(target.comm);
+    }
     return result;
 }
 
@@ -262,7 +231,7 @@ ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm
     struct lamprey_fused call = {.name = "lampreyAllReduceFused",
                                  .moe = {.source = LAMPREY_ROWS_GIVEN}};
     lamprey_api_begin();
-    return enter(&call, args, comm, stream);
+    return lamprey_fused_call(&call, args, comm, stream);
 }
 
 static ncclResult_t no_moe(const char *name, const void *moe)
@@ -290,7 +259,7 @@ ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFusedArgs *args,
         .factor = 1,
         .wide_scales = 1,
     };
-    return enter(&call, args, comm, stream);
+    return lamprey_fused_call(&call, args, comm, stream);
 }
 
 ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *args,
@@ -317,7 +286,7 @@ ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *arg
         .factor = moe->factor,
         .wide_scales = moe->scales_type == ncclFloat32,
     };
-    return enter(&call, args, comm, stream);
+    return lamprey_fused_call(&call, args, comm, stream);
 }
 
 ncclResult_t lampreyFp4SwizzledScaleSize(uint64_t tokens, uint64_t columns, uint64_t *bytes)

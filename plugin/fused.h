@@ -20,6 +20,10 @@ struct lamprey_fused {
  * argument. Fills in what follows from args. */
 ncclResult_t lamprey_fused_check(struct lamprey_fused *call);
 
+/* Carries it out with args, on comm or on args->workspace. moe.source stands in call. */
+ncclResult_t lamprey_fused_call(struct lamprey_fused *call, const struct lampreyFusedArgs *args,
+                                ncclComm_t comm, cudaStream_t stream);
+
 /* Can the calls' vectors be moved whole on this rank? */
 bool lamprey_fused_is_wide(const struct lamprey_fused *call);
 

@@ -176,13 +176,14 @@ void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, 
     static const char *const variables[] = {"NCCL_P2P_DISABLE", "NCCL_CHECK_POINTERS",
                                             "NCCL_LAUNCH_ORDER_IMPLICIT"};
     const char *level = getenv("NCCL_P2P_LEVEL");
-    const char *mode = getenv("NCCL_CHECK_MODE");
-    const char *blocking = getenv("NCCL_COMM_BLOCKING");
+    const char *mode = nccl ? getenv("NCCL_CHECK_MODE") : NULL;
+    const char *blocking = nccl ? getenv("NCCL_COMM_BLOCKING") : NULL;
+    const size_t count = nccl ? sizeof variables / sizeof variables[0] : 1;
     if (lamprey_config_get()->disable) {
         snprintf(reason, reason_size, "LAMPREY_DISABLE is set");
         return;
     }
-    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) {
+    for (size_t i = 0; i < count; i++) {
         if (switched_on(variables[i])) {
             snprintf(reason, reason_size, "%s is set", variables[i]);
             return;
@@ -192,9 +193,10 @@ void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, 
         snprintf(reason, reason_size, "NCCL_CHECK_MODE=%.40s", mode);
     } else if (level && (strcasecmp(level, "LOC") == 0 || strcmp(level, "0") == 0)) {
         snprintf(reason, reason_size, "NCCL_P2P_LEVEL=%s", level);
-    } else if (atomic_load(&nccl->nonblocking) || (blocking && strcmp(blocking, "0") == 0)) {
+    } else if ((nccl && atomic_load(&nccl->nonblocking)) ||
+               (blocking && strcmp(blocking, "0") == 0)) {
         snprintf(reason, reason_size, "this process makes non-blocking communicators");
-    } else if (nccl->over_got) {
+    } else if (nccl && nccl->over_got) {
         snprintf(reason, reason_size,
                  "NCCL's code can't be redirected, and callers' slots miss some calls");
     } else if (lamprey_driver_missing()[0]) {

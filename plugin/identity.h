@@ -17,7 +17,7 @@ void lamprey_identity_gpu(const struct lamprey_device *device, struct lamprey_do
                           char *reason, size_t reason_size);
 
 /* Settings of the user, ours and NCCL's, under which we stand down; reason is left alone if there
- * is none. */
+ * is none. nccl: NULL for a workspace, which needs none. */
 void lamprey_identity_stand_down(const struct lamprey_nccl *nccl, char *reason, size_t reason_size);
 
 /* Does NCCL run the kernels of several communicators of a GPU in launch order here? */

@@ -55,6 +55,94 @@ LAMPREY_API const char *lampreyGetLastError(void);
  * fields are written. Thread-safe. */
 LAMPREY_API ncclResult_t lampreyGetStats(ncclComm_t comm, struct lampreyStats *stats);
 
+/* ---- workspaces ----
+ *
+ * Staging memory of ranks that reach each other over NVLink, for the calls of this header. A served
+ * communicator has one; a program can also build one without NCCL, from handles that it carries
+ * between the ranks by whatever it has:
+ *     every rank    lampreyWorkspaceExport(&args, &handle, &workspace)
+ *     the program   gathers all ranks' handles, in rank order
+ *     every rank    lampreyWorkspaceCreateFromHandles(workspace, handles, nranks)
+ *     every rank    calls
+ *     every rank    lampreyWorkspaceDestroy(workspace)
+ * A process may have many, of different worlds. Each rank of a world has a GPU of its own.
+ *
+ * The calls on a workspace must be the same in the same order on all ranks, and a rank's must come
+ * from one thread at a time. They run one after the other, also where streams change from call to
+ * call, where a stream is being captured, and where replays of graphs mix with live calls and with
+ * other replays. (NCCL_GRAPH_MIXING_SUPPORT=0 leaves the order between replays and live calls to
+ * the program.) ncclGroupStart doesn't hold them back. Without LAMPREY_TIMEOUT a call waits for a
+ * rank that doesn't come until the workspace is aborted. */
+
+typedef struct lampreyWorkspace *lampreyWorkspace_t;
+
+#define LAMPREY_HANDLE_BYTES 2048
+
+/* What a rank's peers need to reach its memory: plain bytes, good for one
+ * lampreyWorkspaceCreateFromHandles on each rank while the rank's workspace lives. */
+typedef struct {
+    unsigned char internal[LAMPREY_HANDLE_BYTES];
+} lampreyWorkspaceHandle_t;
+
+#define LAMPREY_WORKSPACE_ACROSS_HOSTS                                                             \
+    1u /* the ranks span hosts of one NVLink domain: fabric handles, which need an IMEX channel */
+
+/* Equal on all ranks but for rank and device. */
+struct lampreyWorkspaceArgs {
+    size_t size;     /* sizeof(struct lampreyWorkspaceArgs) */
+    uint32_t nranks; /* 2 to 72 */
+    uint32_t rank;
+    int32_t device;      /* CUDA's ordinal */
+    uint32_t flags;      /* LAMPREY_WORKSPACE_ */
+    uint64_t most_bytes; /* of memory on each GPU, 2 MiB to 64 MiB; 0: 16 MiB */
+    uint32_t timeout_ms; /* how long a rank's creation waits for another; 0: a minute */
+};
+
+/* The memory that such a workspace takes on each GPU: any shape goes through it, in pieces. Larger
+ * ones let more of a GPU take part, as far as LAMPREY_MAX_CTAS allows. handle_bytes: of one handle;
+ * NULL: not asked for. */
+LAMPREY_API ncclResult_t lampreyWorkspaceSize(uint32_t nranks, uint64_t most_bytes, uint64_t *bytes,
+                                              uint64_t *handle_bytes);
+
+/* The workspace of a communicator, whose memory and order of calls it shares. The communicator is
+ * set up if this is its first call, for which all ranks must come, and must outlive the
+ * workspace's calls. ncclInvalidUsage: it isn't served. */
+LAMPREY_API ncclResult_t lampreyWorkspaceCreate(ncclComm_t comm, lampreyWorkspace_t *workspace);
+
+/* Makes this rank's part; waits for no other rank, but the first on a GPU loads the kernels, which
+ * may wait for what runs there. Where the machine or a setting rules it out,
+ * there is no workspace, but handle says so: give it to the others all the same, and all of them
+ * fail at once, with this rank's reason. */
+LAMPREY_API ncclResult_t lampreyWorkspaceExport(const struct lampreyWorkspaceArgs *args,
+                                                lampreyWorkspaceHandle_t *handle,
+                                                lampreyWorkspace_t *workspace);
+
+/* Completes it with the handles of all ranks. Every rank must come, each in a thread of its own:
+ * this waits for all of them, maps their memory, tries it and takes a vote. What fails on one rank
+ * fails on all: at once where the handles tell, else when the wait for that rank is over
+ * (ncclRemoteError). A workspace whose creation has failed is only good for
+ * lampreyWorkspaceDestroy. */
+LAMPREY_API ncclResult_t lampreyWorkspaceCreateFromHandles(lampreyWorkspace_t workspace,
+                                                           const lampreyWorkspaceHandle_t *handles,
+                                                           uint32_t count);
+
+/* Waits until this rank's calls have ended, then gives its part back; waits for no other rank. The
+ * memory stays while a graph that was captured with it does. NULL is fine. */
+LAMPREY_API ncclResult_t lampreyWorkspaceDestroy(lampreyWorkspace_t workspace);
+
+/* Makes this rank's kernels in flight leave, and its creation if that is under way, from any
+ * thread. No further call succeeds on any rank: destroy it, or initialise it. A communicator's is
+ * aborted by ncclCommAbort. */
+LAMPREY_API ncclResult_t lampreyWorkspaceAbort(lampreyWorkspace_t workspace);
+
+/* Puts a workspace's memory, or those of all in the list, into the state of a new one, as after a
+ * time-out or an abort. Nothing else needs it: a new one is initialised. Waits for this rank's
+ * calls to end. No rank may have a call under way, and none may call before all ranks have returned
+ * from this. */
+LAMPREY_API ncclResult_t lampreyLamportInitialize(lampreyWorkspace_t workspace);
+LAMPREY_API ncclResult_t lampreyLamportInitializeAll(const lampreyWorkspace_t *workspaces,
+                                                     size_t count);
+
 /* ---- all-reduces with an epilogue ----
  *
  * The sum over ranks of rows (tokens) of hidden elements, and what a model does with each row next,
@@ -67,11 +155,13 @@ LAMPREY_API ncclResult_t lampreyGetStats(ncclComm_t comm, struct lampreyStats *s
  * on its inputs alone: not on the number of rows, the strategy or the launch. kernels/NUMERICS.md
  * has every rounding.
  *
- * The communicator must be served (its log line says so); it is set up at its first call. Calls are
- * ordered with NCCL's and captured like ncclAllReduce, but may not stand inside a group. On all
- * ranks tokens, hidden, type, strategy and the accumulation must be equal, and where one rank's
- * quantize is lampreyQuantizeFp8PerGroup, all ranks' quantize and group; else pointers, their
- * alignment and the choice of outputs may differ. */
+ * A call works on a communicator or on a workspace. The communicator must be served (its log line
+ * says so); it is set up at its first call, and that blocks until every rank has come: a thread that
+ * drives several GPUs makes a grouped ncclAllReduce on their communicators first. Calls are ordered
+ * with NCCL's and captured like ncclAllReduce, but may not stand inside a group. On all ranks
+ * tokens, hidden, type, strategy and the accumulation must be equal, and where one rank's quantize
+ * is lampreyQuantizeFp8PerGroup, all ranks' quantize and group; else pointers, their alignment and
+ * the choice of outputs may differ. */
 
 typedef enum {
     lampreyQuantizeNone = 0,
@@ -127,6 +217,7 @@ struct lampreyFusedArgs {
     const float *scale;          /* the same in device memory */
     void *quant_out;
     void *scale_out;
+    lampreyWorkspace_t workspace; /* instead of comm, which is NULL then */
 };
 
 /* in[t] = sum over experts e of scales[e][t] * rows[e][t], and added[t] */
@@ -151,8 +242,9 @@ struct lampreyMoeFinalizeArgs {
 };
 
 /* ncclInvalidArgument: lampreyGetLastError names the argument, and nothing is launched or written.
- * ncclInvalidUsage: the communicator isn't served, a group is open, or some rank's GPU can't run
- * these kernels. */
+ * ncclInvalidUsage: the communicator isn't served, a group is open, the workspace isn't complete, or
+ * some rank's GPU can't run these kernels. ncclRemoteError: an earlier call has waited for a peer in
+ * vain (LAMPREY_TIMEOUT). */
 LAMPREY_API ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm_t comm,
                                                cudaStream_t stream);
 LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFusedArgs *args,
@@ -161,6 +253,13 @@ LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFuse
 LAMPREY_API ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *args,
                                                           const struct lampreyMoeFinalizeArgs *moe,
                                                           ncclComm_t comm, cudaStream_t stream);
+
+/* The names that MNNVL programs know, on args->workspace, of whatever ranks: the all-reduce alone,
+ * into all_reduce_out; and with residual_in, gamma, and norm_out or quant_out or both. */
+LAMPREY_API ncclResult_t lampreyMnnvlAllReduce(const struct lampreyFusedArgs *args,
+                                               cudaStream_t stream);
+LAMPREY_API ncclResult_t lampreyMnnvlAllReduceRmsNorm(const struct lampreyFusedArgs *args,
+                                                      cudaStream_t stream);
 
 /* Bytes of NVFP4's scales in the layout 128x4; columns: hidden / 16. */
 LAMPREY_API ncclResult_t lampreyFp4SwizzledScaleSize(uint64_t tokens, uint64_t columns,

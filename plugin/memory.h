@@ -6,6 +6,8 @@
 
 #include "plugin/device.h"
 
+#define LAMPREY_MEMORY_GRANULARITY (2ull << 20) /* to which drivers round memory up */
+
 /* Who else can map an allocation, and by what. Asked for singly: where fabric handles aren't
  * permitted, memory that could have both kinds can't be made at all. */
 enum lamprey_sharing {

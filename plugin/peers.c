@@ -6,9 +6,6 @@
 
 #include "plugin/published.h"
 
-#define MAILBOX_TIMEOUT_MS                                                                         \
-    10000 /* every rank is past the vote that comes before, so nobody is late by much */
-
 _Static_assert(sizeof((struct lamprey_vote){0}.fabric) == sizeof(CUmemFabricHandle),
                "a vote carries a handle");
 
@@ -83,7 +80,8 @@ static enum lamprey_status import(const struct lamprey_peers *peers, int rank,
 }
 
 /* In whatever order the descriptors come. */
-static enum lamprey_status map_descriptors(const struct lamprey_peers *peers, int *culprit)
+static enum lamprey_status map_descriptors(const struct lamprey_peers *peers, int timeout_ms,
+                                           int *culprit)
 {
     const struct lamprey_comm *comm = peers->comm;
     const int expected = ranks_elsewhere(peers);
@@ -92,7 +90,7 @@ static enum lamprey_status map_descriptors(const struct lamprey_peers *peers, in
         union lamprey_memory_name name = {.descriptor = -1};
         uint32_t rank = 0;
         *culprit = -1;
-        status = lamprey_mailbox_receive(peers->mailbox, MAILBOX_TIMEOUT_MS, &comm->aborted, &rank,
+        status = lamprey_mailbox_receive(peers->mailbox, timeout_ms, &comm->aborted, &rank,
                                          &name.descriptor);
         if (status) {
             return status;
@@ -118,7 +116,7 @@ static enum lamprey_status map_fabric(const struct lamprey_peers *peers, int ran
 }
 
 enum lamprey_status lamprey_peers_map(const struct lamprey_peers *peers,
-                                      const struct lamprey_vote *votes, int *rank)
+                                      const struct lamprey_vote *votes, int timeout_ms, int *rank)
 {
     const struct lamprey_comm *comm = peers->comm;
     enum lamprey_status status = LAMPREY_OK;
@@ -133,7 +131,7 @@ enum lamprey_status lamprey_peers_map(const struct lamprey_peers *peers,
     }
     if (!status && sharing(peers) == LAMPREY_BY_DESCRIPTOR) {
         *rank = -1;
-        status = map_descriptors(peers, rank);
+        status = map_descriptors(peers, timeout_ms, rank);
     }
     return status;
 }

@@ -24,9 +24,10 @@ void lamprey_peers_withdraw(struct lamprey_peers *peers);
 /* Sends the descriptor, if there is one, to the host's other processes. */
 enum lamprey_status lamprey_peers_send(const struct lamprey_peers *peers);
 
-/* Maps every peer's memory, which all have offered and sent. votes: all ranks', as offered. *rank:
- * the one whose memory can't be mapped, or -1 where that isn't known. */
+/* Maps every peer's memory, which all have offered and send. votes: all ranks', as offered.
+ * timeout_ms: the wait for one descriptor. *rank: the one whose memory can't be mapped, or -1 where
+ * that isn't known. */
 enum lamprey_status lamprey_peers_map(const struct lamprey_peers *peers,
-                                      const struct lamprey_vote *votes, int *rank);
+                                      const struct lamprey_vote *votes, int timeout_ms, int *rank);
 
 #endif

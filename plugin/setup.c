@@ -2,151 +2,40 @@
 #include "plugin/setup.h"
 
 #include <pthread.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include "plugin/config.h"
-#include "plugin/exchange.h"
 #include "plugin/identity.h"
+#include "plugin/join.h"
 #include "plugin/log.h"
-#include "plugin/mailbox.h"
-#include "plugin/peers.h"
-#include "plugin/selftest.h"
 
-/* Where NCCL itself refuses fp8, so do we. */
-#define FIRST_NCCL_WITH_FP8 22400
-#define FIRST_GPU_WITH_FP8 90
+#define MAILBOX_TIMEOUT_MS                                                                         \
+    10000 /* every rank is past the vote that comes before, so nobody is late by much */
+
+/* The ranks have just met, so they come within moments of each other. Shorter than the exchange's
+ * patience: those that wait in the vote must not call this rank missing. */
+#define STORES_TIMEOUT_MS 5000
 
 struct setup {
     struct lamprey_comm *comm;
-    struct lamprey_exchange exchange;
-    struct lamprey_mailbox mailbox;
-    struct lamprey_record *records; /* of all ranks, as are the votes */
-    struct lamprey_vote *votes;     /* the latest */
-    struct lamprey_workspace *workspace;
-    struct lamprey_peers peers;
+    struct lamprey_join join;
     char reason[256];
 };
-
-__attribute__((format(printf, 2, 3))) static void refuse(struct lamprey_vote *vote,
-                                                         const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(vote->reason, sizeof vote->reason, format, arguments);
-    va_end(arguments);
-    vote->refuses = 1;
-}
-
-static void fill_record(struct setup *setup, struct lamprey_record *record)
-{
-    struct lamprey_comm *comm = setup->comm;
-    const struct lamprey_config *config = lamprey_config_get();
-    char reason[sizeof record->reason] = "";
-    memset(record, 0, sizeof *record);
-    record->magic = LAMPREY_RECORD_MAGIC;
-    record->version = LAMPREY_RECORD_VERSION;
-    record->bytes = sizeof *record;
-    if (getrandom(&record->id, sizeof record->id, 0) != (ssize_t)sizeof record->id) {
-        snprintf(reason, sizeof reason, "no random numbers");
-    }
-    lamprey_identity_process(record->process);
-    record->rank = (uint32_t)comm->rank;
-    record->nranks = (uint32_t)comm->nranks;
-    record->capability = comm->device->capability;
-    record->max_bytes = config->max_bytes;
-    record->max_ctas = (uint32_t)config->max_ctas;
-    record->algorithm = (uint32_t)config->algorithm;
-    record->check = config->check != 0;
-    record->has_fp8 = comm->nccl->version >= FIRST_NCCL_WITH_FP8 &&
-                      comm->device->capability >= FIRST_GPU_WITH_FP8;
-    if (!reason[0]) {
-        lamprey_identity_stand_down(comm->nccl, reason, sizeof reason);
-    }
-    if (!reason[0]) {
-        lamprey_identity_gpu(comm->device, &record->domain, reason, sizeof reason);
-    }
-    if (!reason[0] &&
-        lamprey_device_load_kernels(comm->device, reason, sizeof reason) == LAMPREY_OK) {
-        record->resident_ctas = comm->device->resident_ctas;
-        record->row_ctas = comm->device->row_ctas;
-        record->row_cluster = comm->device->row_cluster;
-    }
-    if (!reason[0] && lamprey_mailbox_open(&setup->mailbox, comm->nranks) != LAMPREY_OK) {
-        snprintf(reason, sizeof reason, "no Unix socket can be opened");
-    }
-    if (setup->mailbox.listener >= 0) {
-        memcpy(record->mailbox, setup->mailbox.token, sizeof record->mailbox);
-    }
-    memcpy(record->reason, reason, sizeof record->reason);
-    record->refuses = reason[0] != '\0';
-}
-
-/* Own memory, cleared before the vote that lets peers push. */
-static void make_workspace(struct setup *setup, const struct lamprey_agreed *agreed,
-                           struct lamprey_vote *vote)
-{
-    struct lamprey_comm *comm = setup->comm;
-    enum lamprey_status status = lamprey_workspace_create(
-        comm->device, (uint32_t)comm->rank, (uint32_t)comm->nranks, agreed->lanes,
-        agreed->slot_cells, agreed->across_hosts ? LAMPREY_BY_FABRIC : LAMPREY_BY_DESCRIPTOR,
-        setup->exchange.stream, &setup->workspace);
-    if (!status) {
-        status = lamprey_exchange_wait(&setup->exchange);
-    }
-    if (!status) {
-        setup->peers.workspace = setup->workspace;
-        status = lamprey_peers_offer(&setup->peers, vote);
-    }
-    if (status && agreed->across_hosts) {
-        refuse(vote, "no staging memory for other hosts to map (%s%s)", lamprey_status_name(status),
-               status == LAMPREY_ERROR_PERMISSION ? "; is there an IMEX channel?" : "");
-    } else if (status) {
-        refuse(vote, "no staging memory (%s)", lamprey_status_name(status));
-    }
-}
-
-static void map_peers(struct setup *setup, struct lamprey_vote *vote)
-{
-    enum lamprey_status status = lamprey_peers_send(&setup->peers);
-    if (status) {
-        refuse(vote, "its staging memory can't be passed on (%s)", lamprey_status_name(status));
-    }
-    /* Also after a failure: peers that could send must not be left with a full mailbox. */
-    int rank = -1;
-    status = lamprey_peers_map(&setup->peers, setup->votes, &rank);
-    if (status && !vote->refuses && rank >= 0) {
-        refuse(vote, "rank %d's staging memory can't be mapped (%s)", rank,
-               lamprey_status_name(status));
-    } else if (status && !vote->refuses) {
-        refuse(vote, "a peer's staging memory doesn't come (%s)", lamprey_status_name(status));
-    }
-}
-
-static void try_stores(struct setup *setup, const struct lamprey_agreed *agreed,
-                       struct lamprey_vote *vote)
-{
-    enum lamprey_status status = lamprey_selftest(&setup->exchange, agreed, setup->workspace);
-    if (status) {
-        refuse(vote, "stores to the peers' memory don't arrive (%s)", lamprey_status_name(status));
-    }
-}
 
 /* False with setup->reason: some rank refuses. */
 static enum lamprey_status take_vote(struct setup *setup, struct lamprey_vote *vote, bool *passed)
 {
     *passed = false;
+    struct lamprey_join *join = &setup->join;
     vote->magic = LAMPREY_RECORD_MAGIC;
-    if (setup->exchange.nonblocking && !vote->refuses) {
-        refuse(vote, "the communicator is non-blocking");
+    if (join->exchange.nonblocking && !vote->refuses) {
+        lamprey_vote_refuse(vote, "the communicator is non-blocking");
     }
     enum lamprey_status status =
-        lamprey_exchange_gather(&setup->exchange, vote, sizeof *vote, setup->votes);
+        lamprey_exchange_gather(&join->exchange, vote, sizeof *vote, join->votes);
     if (!status) {
-        *passed = lamprey_votes_pass(setup->votes, setup->comm->nranks, setup->reason,
+        *passed = lamprey_votes_pass(join->votes, setup->comm->nranks, setup->reason,
                                      sizeof setup->reason);
     }
     return status;
@@ -157,33 +46,35 @@ static enum lamprey_status take_vote(struct setup *setup, struct lamprey_vote *v
 static enum lamprey_status negotiate(struct setup *setup, struct lamprey_agreed *agreed)
 {
     struct lamprey_comm *comm = setup->comm;
+    struct lamprey_join *join = &setup->join;
     struct lamprey_record own;
     struct lamprey_vote vote = {0};
     bool passed = false;
-    fill_record(setup, &own);
+    lamprey_join_describe(join, &own);
     enum lamprey_status status =
-        lamprey_exchange_gather(&setup->exchange, &own, sizeof own, setup->records);
+        lamprey_exchange_gather(&join->exchange, &own, sizeof own, join->records);
     if (status) {
         return status;
     }
-    *agreed = lamprey_agree(setup->records, comm->nranks, setup->reason, sizeof setup->reason);
+    *agreed = lamprey_agree(join->records, comm->nranks, setup->reason, sizeof setup->reason);
     if (!agreed->served) {
         return LAMPREY_OK;
     }
     agreed->served = false;
-    make_workspace(setup, agreed, &vote);
+    lamprey_join_offer(join, agreed->lanes, agreed->slot_cells,
+                       agreed->across_hosts ? LAMPREY_BY_FABRIC : LAMPREY_BY_DESCRIPTOR, &vote);
     status = take_vote(setup, &vote, &passed);
     if (status || !passed) {
         return status;
     }
     memset(&vote, 0, sizeof vote);
-    map_peers(setup, &vote);
+    lamprey_join_map(join, MAILBOX_TIMEOUT_MS, &vote);
     status = take_vote(setup, &vote, &passed);
     if (status || !passed) {
         return status;
     }
     memset(&vote, 0, sizeof vote);
-    try_stores(setup, agreed, &vote);
+    lamprey_join_try(join, agreed, STORES_TIMEOUT_MS, &vote);
     status = take_vote(setup, &vote, &passed);
     agreed->served = !status && passed;
     return status;
@@ -223,38 +114,22 @@ static void conclude(struct lamprey_comm *comm, enum lamprey_comm_state outcome)
 static enum lamprey_status run(struct setup *setup)
 {
     struct lamprey_comm *comm = setup->comm;
+    struct lamprey_join *join = &setup->join;
     struct lamprey_agreed agreed = {0};
-    setup->mailbox.listener = -1;
-    setup->records = calloc((size_t)comm->nranks, sizeof *setup->records);
-    setup->votes = calloc((size_t)comm->nranks, sizeof *setup->votes);
-    enum lamprey_status status = setup->records && setup->votes
-                                     ? lamprey_exchange_open(comm, &setup->exchange)
-                                     : LAMPREY_ERROR_MEMORY;
+    enum lamprey_status status = lamprey_join_open(join, comm);
     if (!status) {
-        setup->peers = (struct lamprey_peers){
-            .comm = comm,
-            .records = setup->records,
-            .mailbox = &setup->mailbox,
-            .descriptor = -1,
-        };
         status = negotiate(setup, &agreed);
-        lamprey_peers_withdraw(&setup->peers);
+        lamprey_join_close(join);
     }
-    lamprey_mailbox_close(&setup->mailbox);
-    if (setup->exchange.comm) {
-        lamprey_exchange_close(&setup->exchange);
-    }
-    free(setup->records);
-    free(setup->votes);
     if (agreed.served) {
         comm->agreed = agreed;
-        setup->workspace->checked = agreed.check;
-        atomic_store(&comm->workspace, setup->workspace);
+        join->workspace->checked = agreed.check;
+        atomic_store(&comm->workspace, join->workspace);
         if (atomic_load(&comm->aborted)) {
-            lamprey_workspace_abort(setup->workspace);
+            lamprey_workspace_abort(join->workspace);
         }
     } else {
-        lamprey_workspace_release(setup->workspace);
+        lamprey_workspace_release(join->workspace);
     }
     enum lamprey_comm_state outcome = agreed.served ? LAMPREY_COMM_SERVED : LAMPREY_COMM_REFUSED;
     if (status && status != LAMPREY_ERROR_ASYNC && status != LAMPREY_ERROR_ABORTED) {
@@ -268,17 +143,13 @@ static enum lamprey_status run(struct setup *setup)
 void lamprey_setup(struct lamprey_comm *comm)
 {
     struct setup setup = {.comm = comm};
-    bool pushed = false;
-    if (lamprey_device_enter(comm->device, &pushed) != LAMPREY_OK) {
+    struct lamprey_visit visit;
+    if (lamprey_visit_begin(comm->device, &visit) != LAMPREY_OK) {
         conclude(comm, LAMPREY_COMM_BROKEN);
         return;
     }
-    const struct lamprey_driver *driver = comm->device->driver;
-    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    driver->ThreadExchangeStreamCaptureMode(&mode);
     run(&setup);
-    driver->ThreadExchangeStreamCaptureMode(&mode);
-    lamprey_device_leave(comm->device, pushed);
+    lamprey_visit_end(&visit);
 }
 
 /* Communicators that one thread sets up one after the other, in call order. */

@@ -61,6 +61,13 @@ static atomic_uint *find_free_alarm(const struct lamprey_device *device)
     return NULL;
 }
 
+static void silence(atomic_uint *alarm)
+{
+    for (int i = 0; i < LAMPREY_ALARM_WORDS; i++) {
+        atomic_store(&alarm[i], 0);
+    }
+}
+
 static enum lamprey_status take_alarm(const struct lamprey_device *device, atomic_uint **word)
 {
     enum lamprey_status status = LAMPREY_OK;
@@ -72,9 +79,7 @@ static enum lamprey_status take_alarm(const struct lamprey_device *device, atomi
     }
     pthread_mutex_unlock(&mutex);
     if (*word) {
-        for (int i = 0; i < LAMPREY_ALARM_WORDS; i++) {
-            atomic_store(&(*word)[i], 0);
-        }
+        silence(*word);
     }
     return status;
 }
@@ -110,19 +115,38 @@ static void destroy(struct lamprey_workspace *workspace)
     free(workspace);
 }
 
-/* Every rank's the same but for granularity. */
-static size_t bytes_for(uint32_t nranks, uint32_t lanes, uint32_t slot_cells)
+size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t slot_cells)
 {
     return lamprey_staging_bytes(lanes, slot_cells) + lanes * sizeof(struct lamprey_lane) +
            LAMPREY_SCRATCH_BYTES + lamprey_check_bytes(nranks) + sizeof(struct lamprey_check_state);
+}
+
+enum lamprey_status lamprey_workspace_clear(struct lamprey_workspace *workspace, CUstream stream)
+{
+    const struct lamprey_driver *driver = workspace->device->driver;
+    const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
+    const size_t bytes =
+        lamprey_workspace_bytes(workspace->nranks, workspace->lanes, workspace->slot_cells);
+    enum lamprey_status status = lamprey_driver_check(
+        driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream), "cuMemsetD8Async");
+    if (!status) {
+        status = lamprey_driver_check(
+            driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream),
+            "cuMemsetD8Async");
+    }
+    if (!status) { /* whoever frees the memory waits for this */
+        status =
+            lamprey_driver_check(driver->EventRecord(workspace->serial, stream), "cuEventRecord");
+    }
+    return status;
 }
 
 static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lamprey_sharing sharing,
                                 CUstream stream)
 {
     const struct lamprey_driver *driver = workspace->device->driver;
-    const size_t staging = lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
-    const size_t bytes = bytes_for(workspace->nranks, workspace->lanes, workspace->slot_cells);
+    const size_t bytes =
+        lamprey_workspace_bytes(workspace->nranks, workspace->lanes, workspace->slot_cells);
     enum lamprey_status status = take_alarm(workspace->device, &workspace->alarm);
     if (!status) {
         status = lamprey_driver_check(
@@ -140,26 +164,15 @@ static enum lamprey_status fill(struct lamprey_workspace *workspace, enum lampre
     if (!status) {
         status = lamprey_memory_create(workspace->device, bytes, sharing, &workspace->own);
     }
-    if (!status) {
-        workspace->lane_states = workspace->own.address + staging;
-        workspace->scratch =
-            workspace->lane_states + workspace->lanes * sizeof(struct lamprey_lane);
-        workspace->check_cells = workspace->scratch + LAMPREY_SCRATCH_BYTES;
-        workspace->check_state = workspace->check_cells + lamprey_check_bytes(workspace->nranks);
-        status = lamprey_driver_check(
-            driver->MemsetD8Async(workspace->own.address, 0xff, staging, stream),
-            "cuMemsetD8Async");
+    if (status) {
+        return status;
     }
-    if (!status) {
-        status = lamprey_driver_check(
-            driver->MemsetD8Async(workspace->lane_states, 0, bytes - staging, stream),
-            "cuMemsetD8Async");
-    }
-    if (!status) { /* whoever frees the memory waits for this */
-        status =
-            lamprey_driver_check(driver->EventRecord(workspace->serial, stream), "cuEventRecord");
-    }
-    return status;
+    workspace->lane_states =
+        workspace->own.address + lamprey_staging_bytes(workspace->lanes, workspace->slot_cells);
+    workspace->scratch = workspace->lane_states + workspace->lanes * sizeof(struct lamprey_lane);
+    workspace->check_cells = workspace->scratch + LAMPREY_SCRATCH_BYTES;
+    workspace->check_state = workspace->check_cells + lamprey_check_bytes(workspace->nranks);
+    return lamprey_workspace_clear(workspace, stream);
 }
 
 enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device, uint32_t rank,
@@ -240,31 +253,33 @@ void lamprey_workspace_reap(void)
     while (list) {
         struct lamprey_workspace *workspace = list;
         list = list->next_dead;
-        const struct lamprey_device *device = workspace->device;
-        if (lamprey_device_lost(device)) {
+        if (lamprey_device_lost(workspace->device)) {
             free(workspace); /* all else went with the context */
             continue;
         }
-        CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-        bool pushed = false;
-        if (lamprey_device_enter(device, &pushed) != LAMPREY_OK) {
+        struct lamprey_visit visit;
+        if (lamprey_visit_begin(workspace->device, &visit) != LAMPREY_OK) {
             bury(workspace);
             continue;
         }
-        device->driver->ThreadExchangeStreamCaptureMode(&mode);
         if (lamprey_workspace_idle(workspace)) {
             destroy(workspace);
         } else {
             bury(workspace);
         }
-        device->driver->ThreadExchangeStreamCaptureMode(&mode);
-        lamprey_device_leave(device, pushed);
+        lamprey_visit_end(&visit);
     }
 }
 
 void lamprey_workspace_abort(struct lamprey_workspace *workspace)
 {
     atomic_store(&workspace->alarm[LAMPREY_ALARM_ABORT], 1);
+}
+
+void lamprey_workspace_rearm(struct lamprey_workspace *workspace)
+{
+    silence(workspace->alarm);
+    atomic_store(&workspace->mismatch_told, false);
 }
 
 bool lamprey_workspace_timed_out(const struct lamprey_workspace *workspace)

@@ -41,6 +41,12 @@ enum lamprey_status lamprey_workspace_create(const struct lamprey_device *device
                                              enum lamprey_sharing sharing, CUstream stream,
                                              struct lamprey_workspace **workspace);
 
+/* Bytes of its memory on every rank, before the driver rounds them up. */
+size_t lamprey_workspace_bytes(uint32_t nranks, uint32_t lanes, uint32_t slot_cells);
+
+/* Back to the state of a new one, by work on stream: when no kernel of any rank uses it. */
+enum lamprey_status lamprey_workspace_clear(struct lamprey_workspace *workspace, CUstream stream);
+
 /* One reference less. At zero a later lamprey_workspace_reap frees it: this may be called from a
  * graph's destructor, which may not call the driver. NULL is fine. */
 void lamprey_workspace_release(struct lamprey_workspace *workspace);
@@ -58,6 +64,9 @@ void lamprey_workspace_reap(void);
 
 /* Makes kernels in flight leave. Async-signal-safe: one store. */
 void lamprey_workspace_abort(struct lamprey_workspace *workspace);
+
+/* Takes an abort, a time-out or a mismatch back, once no kernel runs. */
+void lamprey_workspace_rearm(struct lamprey_workspace *workspace);
 
 /* Has a kernel left because a peer didn't come within LAMPREY_TIMEOUT? */
 bool lamprey_workspace_timed_out(const struct lamprey_workspace *workspace);
