@@ -22,6 +22,7 @@ template <> struct row_params_for<0> {
 template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     static constexpr bool SINGLE = FORM != LAMPREY_ROWS_ANY;
     static constexpr bool QUANTISES = FORM != LAMPREY_ROWS_SINGLE;
+    static constexpr bool HAS_PRELUDE = RANKS == 0;
     using lane_type =
         lane_work<ELEMENT, SINGLE ? LAMPREY_SUM_ONLY : LAMPREY_ROW_SUM, RANKS, SINGLE>;
     using E = typename lane_type::E;
@@ -64,10 +65,14 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     {
         return rows.flags & LAMPREY_ROW_NORM;
     }
+    LAMPREY_INLINE bool pre_normalises() const
+    {
+        return HAS_PRELUDE && rows.flags & LAMPREY_ROW_PRE_NORM;
+    }
     /* Does the epilogue need what the cluster's other CTAs have? */
     LAMPREY_INLINE bool exchanges() const
     {
-        return normalises() || quantises();
+        return pre_normalises() || normalises() || quantises();
     }
     LAMPREY_INLINE bool quantises() const
     {
@@ -256,16 +261,16 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         vector gamma[2];
     };
 
-    LAMPREY_INLINE void load_gamma(unsigned index, vector *gamma) const
+    LAMPREY_INLINE void load_gamma(const void *from, unsigned index, vector *gamma) const
     {
         const uint32_t wide = rows.flags & LAMPREY_ROW_WIDE_GAMMA;
         if (elements == 8 && wide) {
             for (unsigned i = 0; i < 2; i++) {
-                gamma[i] = load_input<float32>(rows.gamma, 2 * (first + index) + i, rows.hidden,
-                                               lane.wide());
+                gamma[i] =
+                    load_input<float32>(from, 2 * (first + index) + i, rows.hidden, lane.wide());
             }
         } else {
-            gamma[0] = load_input<E>(rows.gamma, first + index, rows.hidden, lane.wide());
+            gamma[0] = load_input<E>(from, first + index, rows.hidden, lane.wide());
         }
     }
 
@@ -279,16 +284,63 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         }
     }
 
-    /* The sum's vector, with the residual, and what is written of both. */
-    LAMPREY_INLINE vector finish_sum(uint64_t token, unsigned index, const early &ahead)
+    /* gamma: from load_gamma where the vector is weighted. */
+    LAMPREY_INLINE vector scaled(const vector &v, float factor, bool weighted,
+                                 const vector *gamma) const
     {
-        vector v = get(index);
+        float numbers[elements];
+        unpack_vector<E>(v, numbers);
+        for (unsigned i = 0; i < elements; i++) {
+            numbers[i] = multiply(numbers[i], factor);
+        }
+        if (weighted) {
+            float weights[elements];
+            unpack_gamma(gamma, weights);
+            for (unsigned i = 0; i < elements; i++) {
+                numbers[i] = multiply(numbers[i], rows.weight_bias + weights[i]);
+            }
+        }
+        return E::pack(numbers);
+    }
+
+    /* from: the weights, or NULL: all are 1. */
+    LAMPREY_INLINE vector weighted(const vector &v, float factor, const void *from,
+                                   unsigned index) const
+    {
+        vector gamma[2] = {};
+        if (from) {
+            load_gamma(from, index, gamma);
+        }
+        return scaled(v, factor, from != nullptr, gamma);
+    }
+
+    /* The sum's vector, with the bias. */
+    LAMPREY_INLINE vector biased(unsigned index) const
+    {
+        if constexpr (HAS_PRELUDE) {
+            if (p.prelude.bias) {
+                return add_vectors<E>(get(index), load_row(p.prelude.bias, 0, index));
+            }
+        }
+        return get(index);
+    }
+
+    /* The sum's vector, with all that comes before the norm, and what is written on the way. */
+    LAMPREY_INLINE vector finish_sum(uint64_t token, unsigned index, const early &ahead,
+                                     float pre_factor)
+    {
         vector residual = ahead.residual;
         if (rows.residual && !in_registers) {
             residual = load_row(rows.residual, token, index); /* which an output may replace */
         }
         if (p.lane.recv && !lane.aborted) {
-            store_row(p.lane.recv, token, index, v);
+            store_row(p.lane.recv, token, index, get(index));
+        }
+        vector v = biased(index);
+        if constexpr (HAS_PRELUDE) {
+            if (pre_normalises()) {
+                v = weighted(v, pre_factor, p.prelude.gamma, index);
+            }
         }
         if (rows.residual) {
             v = add_vectors<E>(v, residual);
@@ -300,14 +352,15 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         return v;
     }
 
-    /* Tells the cluster this share's sums of squares, and whether some data is missing. */
-    LAMPREY_INLINE void give_squares(uint64_t token, const early &ahead, uint32_t *sums,
-                                     uint32_t *incomplete)
+    /* Tells the cluster the sums of squares of this share, vector_at(index) being its vectors, and
+     * whether some data is missing. */
+    template <class F>
+    LAMPREY_INLINE void give_squares(uint32_t *sums, uint32_t *incomplete, F vector_at)
     {
         for (unsigned s = warp_index(); s < segments; s += warp_count()) {
             const float sum = tree_sum([&](unsigned at) {
                 const unsigned index = s * segment + at;
-                return index < count ? sum_of_squares<E>(finish_sum(token, index, ahead)) : 0.0f;
+                return index < count ? sum_of_squares<E>(vector_at(index)) : 0.0f;
             });
             each_lane(cluster_size(), [&](unsigned cta) {
                 store_shared(sums + cluster_rank() * segments + s, cta, bits_of_float(sum));
@@ -333,25 +386,9 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
 
     LAMPREY_INLINE void normalise(uint64_t token, unsigned index, float factor, const early &ahead)
     {
-        float numbers[elements];
-        unpack_vector<E>(get(index), numbers);
-        for (unsigned i = 0; i < elements; i++) {
-            numbers[i] = multiply(numbers[i], factor);
-        }
-        if (rows.gamma) {
-            float weights[elements];
-            if (in_registers) {
-                unpack_gamma(ahead.gamma, weights);
-            } else {
-                vector gamma[2];
-                load_gamma(index, gamma);
-                unpack_gamma(gamma, weights);
-            }
-            for (unsigned i = 0; i < elements; i++) {
-                numbers[i] = multiply(numbers[i], rows.weight_bias + weights[i]);
-            }
-        }
-        const vector v = E::pack(numbers);
+        const vector v = in_registers
+                             ? scaled(get(index), factor, rows.gamma != nullptr, ahead.gamma)
+                             : weighted(get(index), factor, rows.gamma, index);
         if (rows.norm_out) {
             store_row(rows.norm_out, token, index, v);
         }
@@ -372,32 +409,58 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         quantiser<E>{rows, part}.run();
     }
 
-    /* exchanged: rows finished before, whose words the cluster may still be reading. */
-    LAMPREY_INLINE void finish_row(uint64_t token, unsigned exchanged, const early &ahead)
+    /* The words of an exchange, the exchanges of a kernel being numbered: two lie side by side,
+     * since the cluster may still be reading those of the last one. */
+    LAMPREY_INLINE uint32_t *words_of(unsigned number) const
+    {
+        return exchange +
+               number % 2 * lamprey_row_exchange_words(rows.share_vectors, cluster_size());
+    }
+
+    /* Exchanges sums of squares. False: some CTA lacks its data, so all drop the row. */
+    template <class F> LAMPREY_INLINE bool exchange_squares(unsigned number, F vector_at)
+    {
+        uint32_t *const incomplete = left + number % 2;
+        give_squares(words_of(number), incomplete, vector_at);
+        cluster_arrive();
+        cluster_wait();
+        const bool complete = *incomplete == 0;
+        if (!complete && !lane.aborted) {
+            lane.leave();
+        }
+        return complete;
+    }
+
+    /* row: how many the lane has finished before. */
+    LAMPREY_INLINE void finish_row(uint64_t token, unsigned row, const early &ahead)
     {
         if (!in_registers) {
             block_sync(); /* a thread's vectors are others' from here on */
         }
-        if (!exchanges()) {
-            each_of_share([&](unsigned index) { finish_sum(token, index, ahead); });
-            return;
-        }
-        uint32_t *const words =
-            exchange +
-            exchanged % 2 * lamprey_row_exchange_words(rows.share_vectors, cluster_size());
-        if (exchanged == 0) {
+        float pre_factor = 0;
+        const auto finished = [&](unsigned index) {
+            return finish_sum(token, index, ahead, pre_factor);
+        };
+        const bool ends_with_sum = !normalises() && !quantises();
+        unsigned number = pre_normalises() && !ends_with_sum ? 2 * row : row;
+        if (exchanges() && row == 0) {
             cluster_wait(); /* until every CTA is there to be written to */
         }
-        uint32_t *const incomplete = left + exchanged % 2;
-        give_squares(token, ahead, words, incomplete);
-        cluster_arrive();
-        cluster_wait();
-        if (*incomplete != 0) {
-            if (!lane.aborted) {
-                lane.leave();
+        if (pre_normalises()) {
+            if (!exchange_squares(number, [&](unsigned index) { return biased(index); })) {
+                return;
             }
+            pre_factor = factor_of(words_of(number));
+            number++;
+        }
+        if (ends_with_sum) {
+            each_of_share(finished);
             return;
         }
+        if (!exchange_squares(number, finished)) {
+            return;
+        }
+        uint32_t *const words = words_of(number);
         if (normalises()) {
             const float factor = factor_of(words);
             each_of_share([&](unsigned index) { normalise(token, index, factor, ahead); });
@@ -414,7 +477,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         early ahead = {{{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}};
         const bool has_vector = thread_index() < count;
         if (in_registers && has_vector && rows.gamma && rows.flags & LAMPREY_ROW_EARLY_GAMMA) {
-            load_gamma(thread_index(), ahead.gamma);
+            load_gamma(rows.gamma, thread_index(), ahead.gamma);
         }
         wait_for_dependencies();
         if (p.lane.flags & LAMPREY_FLAG_SIGNAL) {
@@ -429,7 +492,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         if (in_registers && has_vector) {
             own = load_row(p.lane.send, token, thread_index());
             if (rows.gamma && !(rows.flags & LAMPREY_ROW_EARLY_GAMMA)) {
-                load_gamma(thread_index(), ahead.gamma);
+                load_gamma(rows.gamma, thread_index(), ahead.gamma);
             }
         }
         lane.prepare_addresses();

@@ -33,6 +33,7 @@ enum lamprey_scale_layout {
 #define LAMPREY_ROW_NORM 1u        /* RMSNorm */
 #define LAMPREY_ROW_WIDE_GAMMA 2u  /* gamma is fp32, whatever the rows are */
 #define LAMPREY_ROW_EARLY_GAMMA 4u /* nothing on the stream writes gamma any more */
+#define LAMPREY_ROW_PRE_NORM 8u    /* RMSNorm before the residual too */
 
 /* Pointers: NULL where that input or output isn't there. */
 struct lamprey_row_args {
@@ -76,6 +77,12 @@ struct lamprey_moe {
     uint32_t wide_scales;   /* finalize: scales are fp32 and not of the rows' type */
 };
 
+/* What happens to the sum before the residual is added. Pointers: NULL where it isn't there. */
+struct lamprey_row_prelude {
+    const void *bias;  /* [hidden] */
+    const void *gamma; /* of LAMPREY_ROW_PRE_NORM; fp32 where the other one is */
+};
+
 struct lamprey_near_row_params {
     struct lamprey_row_args rows;
     struct lamprey_near_params lane; /* send: the input; recv: the all-reduce's output */
@@ -84,13 +91,15 @@ struct lamprey_near_row_params {
 struct lamprey_row_params {
     struct lamprey_row_args rows;
     struct lamprey_moe moe;
+    struct lamprey_row_prelude prelude;
     struct lamprey_all_reduce_params lane;
 };
 
 LAMPREY_ASSERT(sizeof(struct lamprey_row_args) == 112, "the same on host and device");
 LAMPREY_ASSERT(sizeof(struct lamprey_moe) == 48, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_row_prelude) == 16, "the same on host and device");
 LAMPREY_ASSERT(sizeof(struct lamprey_near_row_params) == 264, "the same on host and device");
-LAMPREY_ASSERT(sizeof(struct lamprey_row_params) == 824, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_row_params) == 840, "the same on host and device");
 
 #ifdef __CUDACC__
 #define LAMPREY_BOTH static __host__ __device__ inline

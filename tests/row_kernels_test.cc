@@ -243,6 +243,50 @@ TEST_P(RowKernels, ReduceAndFinalizeExperts)
     }
 }
 
+// What the sum goes through before the residual, with and without what comes after it.
+TEST_P(RowKernels, AddBiasAndNormaliseTwice)
+{
+    open_rows((uint32_t)GetParam());
+    for (unsigned choice = 0; choice < 48; choice++) {
+        RowCall call = {kTypes[choice % 3], many() ? 2u : 7u, choice % 5 == 0 ? 515u : 1536u,
+                        kAlgorithms[choice / 3 % 2]};
+        call.bias = choice & 1;
+        call.pre_norm = !call.bias || choice & 2;
+        call.pre_gamma = !call.pre_norm   ? weights::none
+                         : choice % 7 < 3 ? weights::of_type
+                         : choice % 7 < 5 ? weights::fp32
+                                          : weights::none;
+        call.gamma = call.pre_gamma;
+        call.residual = choice & 4;
+        call.norm = call.norm_out = choice & 8;
+        call.sum_out = choice & 16;
+        call.weight_bias = choice & 1 ? 1.0f : 0.0f;
+        call.quantisation = choice % 4 == 0 ? LAMPREY_QUANT_FP8_TOKEN : LAMPREY_QUANT_NONE;
+        call.lanes = 2 + choice % 5;
+        run_rows(call, 900 + choice);
+        if (HasFatalFailure()) {
+            return;
+        }
+    }
+}
+
+TEST_P(RowKernels, WriteOverTheirInputs)
+{
+    open_rows((uint32_t)GetParam());
+    for (unsigned choice = 0; choice < 16; choice++) {
+        RowCall call = {kTypes[choice % 3], many() ? 2u : 5u, choice % 5 == 0 ? 515u : 1536u,
+                        kAlgorithms[choice % 2]};
+        call.in_place = true;
+        call.norm = call.norm_out = choice & 2;
+        call.bias = call.pre_norm = choice & 4;
+        call.residual = call.norm || choice & 8;
+        run_rows(call, 950 + choice);
+        if (HasFatalFailure()) {
+            return;
+        }
+    }
+}
+
 // Every launch gives the reference's bits, so the bits don't depend on the launch.
 TEST_P(RowKernels, LayRowsOverAnyClusters)
 {
@@ -297,8 +341,7 @@ TEST_P(RowKernels, LeaveTogether)
         call.quantisation = LAMPREY_QUANT_FP8_TOKEN;
         timeout_ms_ = 50;
         for (int repeat = 0; repeat < 2; repeat++) {
-            std::vector<Arena> arenas;
-            lay_out(call, 700, arenas);
+            const std::vector<Arena> arenas = lay_out(call, ranks_.size(), 700);
             for (uint32_t r = 1; r < ranks_.size(); r++) {
                 CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
                 CHECK_CU(
@@ -334,8 +377,7 @@ TEST_P(RowKernels, MakeNothingOfAPartOfARow)
     dead.dead = 1;
     CHECK_CU(cuCtxSetCurrent(ranks_[0].context));
     CHECK_CU(cuMemcpyHtoD(ranks_[0].lanes + sizeof dead, &dead, sizeof dead));
-    std::vector<Arena> arenas;
-    lay_out(call, 800, arenas);
+    const std::vector<Arena> arenas = lay_out(call, ranks_.size(), 800);
     for (uint32_t r = 0; r < ranks_.size(); r++) {
         CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
         CHECK_CU(cuMemcpyHtoD(arenas_[r], arenas[r].before.data(), arenas[r].before.size()));
