@@ -35,7 +35,8 @@ static void fill_params(const struct lamprey_comm *comm, const struct lamprey_wo
                         const struct lamprey_row_plan *plan, struct lamprey_row_params *params)
 {
     const struct lampreyFusedArgs *args = &call->args;
-    const bool norm = args->gamma || args->norm_out || args->flags & LAMPREY_FUSED_RMS_NORM;
+    const bool norm =
+        call->norm || args->gamma || args->norm_out || args->flags & LAMPREY_FUSED_RMS_NORM;
     const bool signal =
         args->flags & LAMPREY_FUSED_SIGNAL || lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL;
     *params = (struct lamprey_row_params){
@@ -52,6 +53,7 @@ static void fill_params(const struct lamprey_comm *comm, const struct lamprey_wo
                 .epsilon = args->epsilon,
                 .weight_bias = args->weight_bias,
                 .flags = (norm ? LAMPREY_ROW_NORM : 0) |
+                         (call->pre_norm ? LAMPREY_ROW_PRE_NORM : 0) |
                          (args->gamma_type == ncclFloat32 ? LAMPREY_ROW_WIDE_GAMMA : 0) |
                          (args->flags & LAMPREY_FUSED_GAMMA_CONSTANT ? LAMPREY_ROW_EARLY_GAMMA : 0),
                 .quantisation = (uint32_t)args->quantize, /* in the same order */
@@ -59,6 +61,7 @@ static void fill_params(const struct lamprey_comm *comm, const struct lamprey_wo
                 .group = args->group,
             },
         .moe = call->moe,
+        .prelude = call->prelude,
         .lane =
             {
                 .send = args->in,
@@ -142,9 +145,10 @@ static ncclResult_t launch(struct lamprey_comm *comm, const struct lamprey_fused
                                 call->name);
     }
     fill_params(comm, workspace, call, &shape, &plan, &params);
-    const bool single =
-        params.lane.flags & LAMPREY_FLAG_WIDE && !(params.lane.flags & LAMPREY_FLAG_STEPWISE) &&
-        call->moe.source == LAMPREY_ROWS_GIVEN && lamprey_row_plan_is_single(&shape, &plan);
+    const bool single = params.lane.flags & LAMPREY_FLAG_WIDE &&
+                        !(params.lane.flags & LAMPREY_FLAG_STEPWISE) &&
+                        call->moe.source == LAMPREY_ROWS_GIVEN && !call->prelude.bias &&
+                        !call->pre_norm && lamprey_row_plan_is_single(&shape, &plan);
     const enum lamprey_row_form form = !single ? LAMPREY_ROWS_ANY
                                        : call->args.quantize == lampreyQuantizeNone
                                            ? LAMPREY_ROWS_SINGLE
@@ -213,9 +217,8 @@ static ncclResult_t run(struct lamprey_comm *comm, const struct lamprey_fused *c
     }
 }
 
-/* call->args: not read yet. */
-static ncclResult_t enter(struct lamprey_fused *call, const struct lampreyFusedArgs *args,
-                          ncclComm_t handle, cudaStream_t stream)
+ncclResult_t lamprey_fused_call(struct lamprey_fused *call, const struct lampreyFusedArgs *args,
+                                ncclComm_t handle, cudaStream_t stream)
 {
     if (!args) {
         return lamprey_api_fail(ncclInvalidArgument, "%s: args is NULL", call->name);
@@ -252,7 +255,7 @@ ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm
     struct lamprey_fused call = {.name = "lampreyAllReduceFused",
                                  .moe = {.source = LAMPREY_ROWS_GIVEN}};
     lamprey_api_begin();
-    return enter(&call, args, comm, stream);
+    return lamprey_fused_call(&call, args, comm, stream);
 }
 
 static ncclResult_t no_moe(const char *name, const void *moe)
@@ -280,7 +283,7 @@ ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFusedArgs *args,
         .factor = 1,
         .wide_scales = 1,
     };
-    return enter(&call, args, comm, stream);
+    return lamprey_fused_call(&call, args, comm, stream);
 }
 
 ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *args,
@@ -307,7 +310,7 @@ ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *arg
         .factor = moe->factor,
         .wide_scales = moe->scales_type == ncclFloat32,
     };
-    return enter(&call, args, comm, stream);
+    return lamprey_fused_call(&call, args, comm, stream);
 }
 
 ncclResult_t lampreyFp4SwizzledScaleSize(uint64_t tokens, uint64_t columns, uint64_t *bytes)

@@ -12,6 +12,9 @@ struct lamprey_fused {
     const char *name; /* of the function that was called */
     struct lampreyFusedArgs args;
     struct lamprey_moe moe;
+    struct lamprey_row_prelude prelude;
+    bool norm; /* whatever args say */
+    bool pre_norm;
     enum lamprey_element element;
     uint32_t element_bytes;
 };
@@ -19,6 +22,10 @@ struct lamprey_fused {
 /* Checks what one rank can, with nothing done: ncclInvalidArgument, and the text names the
  * argument. Fills in what follows from args. */
 ncclResult_t lamprey_fused_check(struct lamprey_fused *call);
+
+/* Carries it out with args, on comm. moe.source stands in call. */
+ncclResult_t lamprey_fused_call(struct lamprey_fused *call, const struct lampreyFusedArgs *args,
+                                ncclComm_t comm, cudaStream_t stream);
 
 /* Can the calls' vectors be moved whole on this rank? */
 bool lamprey_fused_is_wide(const struct lamprey_fused *call);

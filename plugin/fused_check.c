@@ -52,12 +52,14 @@ static ncclResult_t check_overlaps(const struct lamprey_fused *call)
     const struct lamprey_moe *moe = &call->moe;
     const uint64_t elements = args->tokens * args->hidden;
     const uint64_t bytes = elements * call->element_bytes;
+    const uint64_t gamma_bytes = args->hidden * (args->gamma_type == ncclFloat32 ? 4 : 2);
     const bool given = moe->source == LAMPREY_ROWS_GIVEN;
     const struct span spans[] = {
         {"in", given ? args->in : NULL, bytes, false, true},
         {"residual_in", args->residual_in, bytes, false, true},
-        {"gamma", args->gamma, args->hidden * (args->gamma_type == ncclFloat32 ? 4 : 2), false,
-         false},
+        {"gamma", args->gamma, gamma_bytes, false, false},
+        {"pre_gamma", call->prelude.gamma, gamma_bytes, false, false},
+        {"bias", call->prelude.bias, args->hidden * call->element_bytes, false, false},
         {"scale", args->scale, sizeof(float), false, false},
         {"added", moe->added, bytes, false, false},
         {"rows", moe->inputs,
@@ -175,18 +177,26 @@ static ncclResult_t check_rows(struct lamprey_fused *call)
                 {"all_reduce_out", args->all_reduce_out},
                 {"residual_in", args->residual_in},
                 {"residual_out", args->residual_out},
-                {"norm_out", args->norm_out}};
+                {"norm_out", args->norm_out},
+                {"bias", call->prelude.bias}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if ((uintptr_t)rows[i].pointer % call->element_bytes != 0) {
             return FAIL(call, "%s: %s isn't at a multiple of its type", call->name, rows[i].name);
         }
     }
-    if (args->gamma && args->gamma_type != args->type && args->gamma_type != ncclFloat32) {
+    const struct {
+        const char *name;
+        const void *pointer;
+    } gammas[] = {{"gamma", args->gamma}, {"pre_gamma", call->prelude.gamma}};
+    if ((args->gamma || call->prelude.gamma) && args->gamma_type != args->type &&
+        args->gamma_type != ncclFloat32) {
         return FAIL(call, "%s: gamma_type %d is neither type nor ncclFloat32", call->name,
                     args->gamma_type);
     }
-    if (args->gamma && (uintptr_t)args->gamma % (args->gamma_type == ncclFloat32 ? 4 : 2) != 0) {
-        return FAIL(call, "%s: gamma isn't at a multiple of its type", call->name);
+    for (size_t i = 0; i < sizeof gammas / sizeof gammas[0]; i++) {
+        if ((uintptr_t)gammas[i].pointer % (args->gamma_type == ncclFloat32 ? 4 : 2) != 0) {
+            return FAIL(call, "%s: %s isn't at a multiple of its type", call->name, gammas[i].name);
+        }
     }
     if (!(isfinite(args->epsilon) && args->epsilon >= 0)) {
         return FAIL(call, "%s: epsilon is %g", call->name, (double)args->epsilon);
@@ -249,6 +259,7 @@ bool lamprey_fused_is_wide(const struct lamprey_fused *call)
     const uintptr_t addresses =
         (uintptr_t)(given ? args->in : NULL) | (uintptr_t)args->all_reduce_out |
         (uintptr_t)args->residual_in | (uintptr_t)args->residual_out | (uintptr_t)args->gamma |
-        (uintptr_t)args->norm_out | (uintptr_t)call->moe.inputs | (uintptr_t)call->moe.added;
+        (uintptr_t)args->norm_out | (uintptr_t)call->moe.inputs | (uintptr_t)call->moe.added |
+        (uintptr_t)call->prelude.bias | (uintptr_t)call->prelude.gamma;
     return ((addresses | args->hidden * call->element_bytes) & (LAMPREY_VECTOR_BYTES - 1)) == 0;
 }

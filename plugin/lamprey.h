@@ -150,6 +150,32 @@ struct lampreyMoeFinalizeArgs {
     const void *added;          /* tokens x hidden (the shared expert's), or NULL */
 };
 
+/* Operators, by the numbers that they have in TensorRT-LLM's and FlashInfer's custom all-reduce:
+ *     b = s + bias
+ *     h = b + residual_in, or with a norm before it RMSNorm(b) * (weight_bias + pre_gamma) +
+ * residual_in and on from there as above. A bias goes with each. An operator with a norm has its
+ * result in norm_out, or in quant_out, or in both where its name says Out; without one in
+ * residual_out. What else an operator computes can be had too: s in all_reduce_out, h in
+ * residual_out. */
+typedef enum {
+    lampreyFusionNone = 0,
+    lampreyFusionResidualRmsNorm = 1,
+    lampreyFusionLastProcessForUb = 2, /* the same: here every rank always has all rows */
+    lampreyFusionResidualRmsPrePostNorm = 3,
+    lampreyFusionResidualRmsNormQuantFp8 = 4,
+    lampreyFusionResidualRmsNormQuantNvfp4 = 5,
+    lampreyFusionResidualRmsNormOutQuantFp8 = 6,
+    lampreyFusionResidualRmsNormOutQuantNvfp4 = 7,
+    lampreyFusionRmsNorm = 16, /* without a residual */
+} lampreyFusionOp_t;
+
+struct lampreyCustomArgs {
+    size_t size;
+    lampreyFusionOp_t op;  /* args->quantize must fit it */
+    const void *bias;      /* hidden, of type; or NULL */
+    const void *pre_gamma; /* hidden, of args->gamma_type; NULL: all weights are 1 */
+};
+
 /* ncclInvalidArgument: lampreyGetLastError names the argument, and nothing is launched or written.
  * ncclInvalidUsage: the communicator isn't served, or a group is open. */
 LAMPREY_API ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm_t comm,
@@ -160,6 +186,10 @@ LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFuse
 LAMPREY_API ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *args,
                                                           const struct lampreyMoeFinalizeArgs *moe,
                                                           ncclComm_t comm, cudaStream_t stream);
+
+LAMPREY_API ncclResult_t lampreyCustomAllReduce(const struct lampreyFusedArgs *args,
+                                                const struct lampreyCustomArgs *custom,
+                                                ncclComm_t comm, cudaStream_t stream);
 
 /* Bytes of NVFP4's scales in the layout 128x4; columns: hidden / 16. */
 LAMPREY_API ncclResult_t lampreyFp4SwizzledScaleSize(uint64_t tokens, uint64_t columns,
