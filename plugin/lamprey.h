@@ -152,11 +152,11 @@ struct lampreyMoeFinalizeArgs {
 
 /* Operators, by the numbers that they have in TensorRT-LLM's and FlashInfer's custom all-reduce:
  *     b = s + bias
- *     h = b + residual_in, or with a norm before it RMSNorm(b) * (weight_bias + pre_gamma) +
- * residual_in and on from there as above. A bias goes with each. An operator with a norm has its
- * result in norm_out, or in quant_out, or in both where its name says Out; without one in
- * residual_out. What else an operator computes can be had too: s in all_reduce_out, h in
- * residual_out. */
+ *     p = RMSNorm(b) * (weight_bias + pre_gamma) if the operator's name says PrePost, else b
+ *     h = p + residual_in
+ * and on as above. A bias goes with each of them. An operator with a norm has its result in
+ * norm_out, or in quant_out, or in both where its name says Out; None has it in residual_out. What
+ * else is computed can be had too: s in all_reduce_out, h in residual_out. */
 typedef enum {
     lampreyFusionNone = 0,
     lampreyFusionResidualRmsNorm = 1,

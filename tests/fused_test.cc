@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All-reduces with an epilogue through the plugin that ships: whole programs in the emulator.
 #include "kernels/fused_reference.h"
-#include "tests/serving_world.h"
+#include "tests/fused_rank.h"
 
 namespace {
 
@@ -9,14 +9,6 @@ using namespace serving_test;
 
 constexpr size_t kTokens = 5;
 constexpr size_t kHidden = 768;
-
-template <class F> F symbol(const char *name)
-{
-    void *library = dlopen(getenv("LAMPREY_TEST_PLUGIN"), RTLD_NOW);
-    F function = library ? (F)dlsym(library, name) : nullptr;
-    REQUIRE(function != nullptr);
-    return function;
-}
 
 // A rank's arrays: the input in send, everything else in recv.
 struct Fused {

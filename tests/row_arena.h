@@ -45,6 +45,7 @@ struct RowCall {
     lamprey_row_source source = LAMPREY_ROWS_GIVEN;
     uint32_t experts = 3;
     bool expert_scales = true;
+    bool wide_scales = true; // fp32, and not of the rows' type
     bool added = true;
     float factor = 1;
     bool bias = false;
@@ -83,9 +84,9 @@ inline Span leave(Arena &arena, const RowCall &call, bool wanted, uint64_t size)
     return put(arena, call, bytes(wanted ? size : 0, 0x5a));
 }
 
-inline bytes floats(uint64_t count, uint64_t seed)
+inline element_type scales_type_of(const RowCall &call)
 {
-    return make_data(LAMPREY_REFERENCE_F32, count, data_kind::numbers, seed);
+    return call.wide_scales ? LAMPREY_REFERENCE_F32 : call.type;
 }
 
 inline lamprey_reference_quantisation quantisation_of(const RowCall &call)
@@ -113,7 +114,7 @@ inline bytes contribution(const RowCall &call, const Arena &arena)
     } else if (call.source == LAMPREY_ROWS_MOE_FINALIZE) {
         const lamprey_reference_moe_finalisation finalisation = {
             call.type,
-            LAMPREY_REFERENCE_F32,
+            scales_type_of(call),
             accumulation,
             call.tokens,
             call.hidden,
@@ -171,7 +172,8 @@ inline std::vector<Arena> lay_out(const RowCall &call, size_t nranks, uint64_t s
                     make_data(call.type, choices * call.hidden, call.kind, seed * 137 + r));
             arena.expert_scales =
                 put(arena, RowCall{call.type, 0, 0},
-                    floats(call.expert_scales || !finalize ? choices : 0, seed * 7 + r));
+                    make_data(scales_type_of(call), call.expert_scales || !finalize ? choices : 0,
+                              data_kind::numbers, seed * 7 + r));
             bytes indices(finalize ? choices * 4 : 0);
             for (uint64_t i = 0; i < indices.size() / 4; i++) {
                 const int32_t row = i % 5 == 3 ? -1 : (int32_t)((i * 7 + r) % choices);

@@ -229,6 +229,7 @@ TEST_P(RowKernels, ReduceAndFinalizeExperts)
                     call.source = source;
                     call.added = choice & 1;
                     call.expert_scales = source == LAMPREY_ROWS_MOE_REDUCE || choice & 2;
+                    call.wide_scales = source == LAMPREY_ROWS_MOE_REDUCE || choice % 3 != 0;
                     call.stepwise = choice & 4;
                     call.factor = source == LAMPREY_ROWS_MOE_FINALIZE && choice % 2 ? 2.5f : 1.0f;
                     call.quantisation =

@@ -98,7 +98,7 @@ class RowWorld : public KernelWorld {
                       (const int32_t *)at(arena.indices),
                       at(arena.added),
                       call.factor,
-                      1};
+                      call.wide_scales};
         params.prelude = {at(arena.bias), at(arena.pre_gamma)};
         params.lane.send = at(arena.input);
         params.lane.recv = at(arena.sum_out);
