@@ -46,6 +46,12 @@ static uint64_t scale_bytes(const struct lampreyFusedArgs *args)
     }
 }
 
+/* Bytes of one of the experts' scales. */
+static uint32_t scale_size(const struct lamprey_fused *call)
+{
+    return call->moe.wide_scales ? sizeof(float) : call->element_bytes;
+}
+
 static ncclResult_t check_overlaps(const struct lamprey_fused *call)
 {
     const struct lampreyFusedArgs *args = &call->args;
@@ -65,6 +71,8 @@ static ncclResult_t check_overlaps(const struct lamprey_fused *call)
         {"rows", moe->inputs,
          moe->source == LAMPREY_ROWS_MOE_REDUCE ? moe->count * bytes : call->element_bytes, false,
          false},
+        {"scales", moe->scales, moe->count * args->tokens * scale_size(call), false, false},
+        {"indices", moe->indices, moe->count * args->tokens * sizeof(int32_t), false, false},
         {"all_reduce_out", args->all_reduce_out, bytes, true, true},
         {"residual_out", args->residual_out, bytes, true, true},
         {"norm_out", args->norm_out, bytes, true, true},
@@ -154,17 +162,23 @@ static ncclResult_t check_moe(const struct lamprey_fused *call)
     if (!reduces && !moe->indices) {
         return FAIL(call, "%s: indices is NULL", call->name);
     }
-    const uint64_t misplaced =
-        ((uintptr_t)moe->inputs | (uintptr_t)moe->added) % call->element_bytes;
-    if (misplaced) {
-        return FAIL(call, "%s: rows or added isn't at a multiple of its type", call->name);
+    if (!isfinite(moe->factor)) {
+        return FAIL(call, "%s: factor is %g", call->name, (double)moe->factor);
     }
-    if ((uintptr_t)moe->scales % (moe->wide_scales ? 4 : call->element_bytes) != 0) {
-        return FAIL(call, "%s: scales isn't at a multiple of its type", call->name);
+    const struct {
+        const char *name;
+        const void *pointer;
+        uint32_t multiple;
+    } arrays[] = {{"rows", moe->inputs, call->element_bytes},
+                  {"added", moe->added, call->element_bytes},
+                  {"scales", moe->scales, scale_size(call)},
+                  {"indices", moe->indices, sizeof(int32_t)}};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        if ((uintptr_t)arrays[i].pointer % arrays[i].multiple != 0) {
+            return FAIL(call, "%s: %s isn't at a multiple of its type", call->name, arrays[i].name);
+        }
     }
-    return (uintptr_t)moe->indices % 4 != 0
-               ? FAIL(call, "%s: indices isn't at a multiple of 4", call->name)
-               : ncclSuccess;
+    return ncclSuccess;
 }
 
 static ncclResult_t check_rows(struct lamprey_fused *call)

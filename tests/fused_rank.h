@@ -149,14 +149,17 @@ class FusedRows {
 
     void check()
     {
-        lamprey_test::bytes got(own().before.size());
-        REQUIRE(cuStreamSynchronize(self_.stream) == CUDA_SUCCESS);
-        REQUIRE(cuMemcpyDtoH(got.data(), memory_, got.size()) == CUDA_SUCCESS);
-        const std::string wrong = difference(call_, (size_t)self_.rank, own(), got);
+        const std::string wrong = difference(call_, (size_t)self_.rank, own(), download());
         if (!wrong.empty()) {
             fprintf(stderr, "function %d: %s\n", (int)fused.function, wrong.c_str());
             _exit(3);
         }
+    }
+
+    // Instead of check: nothing has been written.
+    void check_untouched()
+    {
+        REQUIRE(download() == own().before);
     }
 
     // All of it.
@@ -178,6 +181,13 @@ class FusedRows {
                       : function == Function::moe_finalize ? LAMPREY_ROWS_MOE_FINALIZE
                                                            : LAMPREY_ROWS_GIVEN;
         return call;
+    }
+    lamprey_test::bytes download() const
+    {
+        lamprey_test::bytes got(own().before.size());
+        REQUIRE(cuStreamSynchronize(self_.stream) == CUDA_SUCCESS);
+        REQUIRE(cuMemcpyDtoH(got.data(), memory_, got.size()) == CUDA_SUCCESS);
+        return got;
     }
     const Arena &own() const
     {
