@@ -202,9 +202,10 @@ def main():
              for rank in range(options.ranks)]
     for rank in ranks:
         rank.start()
-    # A rank that fails leaves the others waiting.
-    while any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks):
-        multiprocessing.connection.wait([rank.sentinel for rank in ranks if rank.exitcode is None])
+    left = ranks
+    while left and not any(rank.exitcode for rank in ranks):  # one that fails leaves the others waiting
+        multiprocessing.connection.wait([rank.sentinel for rank in left])
+        left = [rank for rank in left if rank.exitcode is None]
     for rank in ranks:
         if rank.exitcode is None:
             rank.kill()
