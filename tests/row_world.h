@@ -338,13 +338,9 @@ class RowWorld : public KernelWorld {
         const bool wide = call.misaligned == 0 && call.hidden % shape.vector_elements == 0;
         params.lane.flags =
             (wide ? LAMPREY_FLAG_WIDE : 0) | (call.stepwise ? LAMPREY_FLAG_STEPWISE : 0);
-        const bool single = wide && !call.stepwise && call.source == LAMPREY_ROWS_GIVEN &&
-                            lamprey_row_plan_is_single(&shape, &plan);
-        const int index = lamprey_row_kernel_of(call.algorithm, element_of(call.type), shape.nranks,
-                                                !single ? LAMPREY_ROWS_ANY
-                                                : call.quantisation == LAMPREY_QUANT_NONE
-                                                    ? LAMPREY_ROWS_SINGLE
-                                                    : LAMPREY_ROWS_SINGLE_QUANTISED);
+        form_ = lamprey_row_form_of(&shape, &plan, &params);
+        const int index =
+            lamprey_row_kernel_of(call.algorithm, element_of(call.type), shape.nranks, form_);
         ASSERT_GE(index, 0);
         launch_kernel(index, plan, params, rank.stream);
     }
@@ -434,6 +430,7 @@ class RowWorld : public KernelWorld {
     }
 
     std::vector<CUdeviceptr> arenas_;
+    lamprey_row_form form_ = LAMPREY_ROWS_ANY; // of the last launch
 };
 
 } // namespace lamprey_test
