@@ -5,7 +5,8 @@
 #define LAMPREY_KERNELS_ROWS_CUH
 
 #include "kernels/all_reduce.cuh"
-#include "kernels/quantise.cuh"
+#include "kernels/quantise_vector.cuh"
+#include "kernels/row_exchange.cuh"
 #include "kernels/row_instances.h"
 #include "kernels/row_source.cuh"
 
@@ -29,7 +30,6 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     using packet = typename E::packet;
     using params = typename row_params_for<RANKS>::type;
     static constexpr unsigned elements = elements_per_vector<E>;
-    static constexpr bool in_registers = SINGLE && thread_has_one_vector;
     static constexpr unsigned segment = LAMPREY_SEGMENT_VECTORS;
 
     const params &p;
@@ -37,14 +37,9 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     lane_type lane;
     const unsigned first; /* vector of a row with which the share starts */
     const unsigned count; /* vectors of the share that a row has */
-    const unsigned segments;
-    vector value; /* the share where it is in registers */
-    vector *const values;
-    uint32_t *const unit_largest;
-    uint32_t *const exchange;
-    uint32_t *const left; /* two, in turns; non-zero: some CTA of the cluster lacks its data */
+    vector value;         /* the share where it is in registers */
+    row_exchange exchange;
     unsigned dirty;
-    unsigned next_slot;
     uint64_t round;
 
     LAMPREY_INLINE explicit row_work(const params &given)
@@ -52,15 +47,15 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
           count(first >= rows.row_vectors                       ? 0
                 : rows.row_vectors - first < rows.share_vectors ? rows.row_vectors - first
                                                                 : rows.share_vectors),
-          segments(lamprey_share_segments(rows.share_vectors)), value{{0, 0, 0, 0}},
-          values(shared_memory()),
-          unit_largest(reinterpret_cast<uint32_t *>(values + rows.share_vectors)),
-          exchange(unit_largest + lamprey_share_units(rows.share_vectors, elements)),
-          left(exchange + 2 * lamprey_row_exchange_words(rows.share_vectors, cluster_size())),
-          dirty(0), next_slot(0), round(0)
+          value{{0, 0, 0, 0}}, exchange(rows.share_vectors), dirty(0), round(0)
     {
     }
 
+    /* A thread a vector of the share. */
+    static LAMPREY_INLINE bool in_registers()
+    {
+        return SINGLE && thread_has_one_vector;
+    }
     LAMPREY_INLINE bool normalises() const
     {
         return rows.flags & LAMPREY_ROW_NORM;
@@ -83,23 +78,24 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
 
     LAMPREY_INLINE vector get(unsigned index) const
     {
-        return in_registers ? value : values[index];
+        return in_registers() ? value : shared_memory()[index];
     }
     LAMPREY_INLINE void set(unsigned index, const vector &v)
     {
-        if (in_registers) {
+        if (in_registers()) {
             value = v;
         } else {
-            values[index] = v;
+            shared_memory()[index] = v;
         }
     }
     template <class F> LAMPREY_INLINE void each_of_share(F f)
     {
-        if (in_registers) {
+        if (in_registers()) {
             if (thread_index() < count) {
                 f(thread_index());
             }
         } else {
+#pragma unroll 1
             for (unsigned index = thread_index(); index < count; index += block_size()) {
                 f(index);
             }
@@ -134,12 +130,20 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     /* ---- the exchange: the share's sum over ranks ---- */
 
     /* From the second round of a kernel on. */
-    LAMPREY_INLINE void begin_round()
+    LAMPREY_INLINE void begin_round(bool next_row)
     {
         /* What other threads received and cleared comes before what this one pushes next. */
         fence_sys();
         block_sync();
+        if (next_row && exchanges()) {
+            exchange.next_row();
+        }
         fence_sys();
+    }
+
+    LAMPREY_INLINE unsigned next_slot() const
+    {
+        return lane.slot == LAMPREY_SLOTS - 1 ? 0 : lane.slot + 1;
     }
 
     LAMPREY_INLINE void turn(bool last)
@@ -148,17 +152,16 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         const unsigned last_slot = lane.slot == 0 ? LAMPREY_SLOTS - 1 : lane.slot - 1;
         const unsigned filled =
             p.lane.lane_vectors * packet::cells | (one_shot ? 0 : LAMPREY_DIRTY_TWO_SHOT);
-        next_slot = lane.slot == LAMPREY_SLOTS - 1 ? 0 : lane.slot + 1;
         round++;
         lane.turn(last_slot, dirty, last,
-                  {{next_slot, filled, (uint32_t)round, (uint32_t)(round >> 32)}});
+                  {{next_slot(), filled, (uint32_t)round, (uint32_t)(round >> 32)}});
         dirty = filled;
     }
 
     /* A round is over: its slot stays as it is until the next one has begun. */
     LAMPREY_INLINE void end_round()
     {
-        lane.slot = next_slot;
+        lane.slot = next_slot();
     }
 
     LAMPREY_INLINE void one_shot_slice(uint64_t token, unsigned from, unsigned vectors, bool last)
@@ -227,7 +230,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
                 left_over < rows.slice_vectors ? left_over : rows.slice_vectors;
             const bool last = last_row && from + vectors == count;
             if (!first_row || from > 0) {
-                begin_round();
+                begin_round(from == 0);
             }
             if (ALGORITHM == LAMPREY_ONE_SHOT) {
                 one_shot_slice(token, from, vectors, last);
@@ -238,8 +241,8 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         }
     }
 
-    /* The same where a round is the whole share: the next row's input comes early. */
-    LAMPREY_INLINE void reduce_single(vector own, bool last)
+    /* The same where a round is the whole share, in registers. */
+    LAMPREY_INLINE void send_single(const vector &own, bool last)
     {
         const unsigned row_cells = p.lane.row_cells[LAMPREY_ONE_SHOT];
         each_vector(count, [&](unsigned index) {
@@ -249,16 +252,22 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             }
         });
         turn(last);
+    }
+    LAMPREY_INLINE void receive_single(const vector &own)
+    {
+        const unsigned row_cells = p.lane.row_cells[LAMPREY_ONE_SHOT];
         each_vector(count, [&](unsigned index) { set(index, lane.reduce(row_cells, index, own)); });
         end_round();
     }
 
     /* ---- the epilogue ---- */
 
-    /* What a thread has loaded before it needs it. */
+    /* What a thread has loaded before it needs it, where it has one vector. */
     struct early {
         vector residual;
         vector gamma[2];
+        float inverse_hidden;
+        float scale; /* what the quantiser takes: the scale, or its inverse for FP8 */
     };
 
     LAMPREY_INLINE void load_gamma(const void *from, unsigned index, vector *gamma) const
@@ -284,34 +293,29 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         }
     }
 
-    /* gamma: from load_gamma where the vector is weighted. */
-    LAMPREY_INLINE vector scaled(const vector &v, float factor, bool weighted,
-                                 const vector *gamma) const
+    /* from: the weights, or NULL: all are 1. ahead: the vector's, where they are loaded already. */
+    LAMPREY_INLINE vector scaled(const vector &v, unsigned index, float factor, const void *from,
+                                 const vector *ahead) const
     {
         float numbers[elements];
         unpack_vector<E>(v, numbers);
         for (unsigned i = 0; i < elements; i++) {
             numbers[i] = multiply(numbers[i], factor);
         }
-        if (weighted) {
+        if (from) {
             float weights[elements];
-            unpack_gamma(gamma, weights);
+            if (ahead) {
+                unpack_gamma(ahead, weights);
+            } else {
+                vector gamma[2];
+                load_gamma(from, index, gamma);
+                unpack_gamma(gamma, weights);
+            }
             for (unsigned i = 0; i < elements; i++) {
                 numbers[i] = multiply(numbers[i], rows.weight_bias + weights[i]);
             }
         }
         return E::pack(numbers);
-    }
-
-    /* from: the weights, or NULL: all are 1. */
-    LAMPREY_INLINE vector weighted(const vector &v, float factor, const void *from,
-                                   unsigned index) const
-    {
-        vector gamma[2] = {};
-        if (from) {
-            load_gamma(from, index, gamma);
-        }
-        return scaled(v, factor, from != nullptr, gamma);
     }
 
     /* The sum's vector, with the bias. */
@@ -325,160 +329,276 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         return get(index);
     }
 
-    /* The sum's vector, with all that comes before the norm, and what is written on the way. */
-    LAMPREY_INLINE vector finish_sum(uint64_t token, unsigned index, const early &ahead,
-                                     float pre_factor)
+    LAMPREY_INLINE vector add_residual(const vector &sum, const vector &residual) const
     {
-        vector residual = ahead.residual;
-        if (rows.residual && !in_registers) {
-            residual = load_row(rows.residual, token, index); /* which an output may replace */
-        }
+        return rows.residual ? add_vectors<E>(sum, residual) : sum;
+    }
+    LAMPREY_INLINE void store_sums(uint64_t token, unsigned index, const vector &sum,
+                                   const vector &with_residual) const
+    {
         if (p.lane.recv && !lane.aborted) {
-            store_row(p.lane.recv, token, index, get(index));
-        }
-        vector v = biased(index);
-        if constexpr (HAS_PRELUDE) {
-            if (pre_normalises()) {
-                v = weighted(v, pre_factor, p.prelude.gamma, index);
-            }
-        }
-        if (rows.residual) {
-            v = add_vectors<E>(v, residual);
+            store_row(p.lane.recv, token, index, sum);
         }
         if (rows.residual_out && !lane.aborted) {
-            store_row(rows.residual_out, token, index, v);
+            store_row(rows.residual_out, token, index, with_residual);
         }
+    }
+
+    /* The sum's vector, with all that comes before the norm, and what is written on the way. */
+    LAMPREY_INLINE vector finish_sum(uint64_t token, unsigned index, float pre_factor)
+    {
+        const vector sum = get(index);
+        vector before = biased(index);
+        if constexpr (HAS_PRELUDE) {
+            if (pre_normalises()) {
+                before = scaled(before, index, pre_factor, p.prelude.gamma, nullptr);
+            }
+        }
+        vector residual = {{0, 0, 0, 0}};
+        if (rows.residual) {
+            residual = load_row(rows.residual, token, index); /* which an output may replace */
+        }
+        const vector v = add_residual(before, residual);
+        store_sums(token, index, sum, v);
         set(index, v);
         return v;
     }
 
-    /* Tells the cluster the sums of squares of this share, vector_at(index) being its vectors, and
-     * whether some data is missing. */
-    template <class F>
-    LAMPREY_INLINE void give_squares(uint32_t *sums, uint32_t *incomplete, F vector_at)
+    /* Of a sum of squares: no NaN but the canonical one, since others mean something else. */
+    static LAMPREY_INLINE uint32_t word_of(float sum)
     {
-        for (unsigned s = warp_index(); s < segments; s += warp_count()) {
+        return sum == sum ? bits_of_float(sum) : 0x7fffffffu;
+    }
+
+    /* Tells the cluster the sums of squares of this share, vector_at(index) being its vectors, or
+     * that some data is missing. */
+    template <class F> LAMPREY_INLINE void give_squares(F vector_at)
+    {
+        const bool missing = *exchange.some_left() != 0;
+#pragma unroll 1
+        for (unsigned s = warp_index(); s < exchange.segments(); s += warp_count()) {
             const float sum = tree_sum([&](unsigned at) {
                 const unsigned index = s * segment + at;
                 return index < count ? sum_of_squares<E>(vector_at(index)) : 0.0f;
             });
-            each_lane(cluster_size(), [&](unsigned cta) {
-                store_shared(sums + cluster_rank() * segments + s, cta, bits_of_float(sum));
-            });
+            exchange.give_square(s, missing ? row_exchange::left : word_of(sum));
         }
-        if (lane.aborted) {
-            for (unsigned cta = 0; cta < cluster_size(); cta++) {
-                store_shared(incomplete, cta, 1);
+    }
+
+    /* The row's factor. False: some CTA of the cluster lacks its data, and all have left. */
+    LAMPREY_INLINE bool take_factor(float inverse_hidden, float *factor)
+    {
+        float total;
+        if (!exchange.template take_squares < SINGLE ? 4 : 1 > (&total)) {
+            if (!lane.aborted) {
+                lane.leave();
             }
+            return false;
         }
+        *factor = inverse_root(multiply(total, inverse_hidden) + rows.epsilon);
+        return true;
     }
 
-    LAMPREY_INLINE float factor_of(const uint32_t *sums) const
+    /* ahead: gamma, where it is loaded already. */
+    LAMPREY_INLINE void normalise(uint64_t token, unsigned index, float factor, const vector *ahead)
     {
-        float total = 0;
-#pragma unroll 8
-        for (unsigned s = 0; s < cluster_size() * segments; s++) {
-            total += float_of_bits(sums[s]);
-        }
-        const float mean = multiply(total, divide(1.0f, (float)rows.hidden));
-        return inverse_root(mean + rows.epsilon);
-    }
-
-    LAMPREY_INLINE void normalise(uint64_t token, unsigned index, float factor, const early &ahead)
-    {
-        const vector v = in_registers
-                             ? scaled(get(index), factor, rows.gamma != nullptr, ahead.gamma)
-                             : weighted(get(index), factor, rows.gamma, index);
+        const vector v = scaled(get(index), index, factor, rows.gamma, ahead);
         if (rows.norm_out) {
             store_row(rows.norm_out, token, index, v);
         }
         set(index, v);
     }
 
-    LAMPREY_INLINE void quantise_share(uint64_t token, uint32_t *warp_largest) const
+    LAMPREY_INLINE void quantise_share(uint64_t token) const
     {
-        if (in_registers && thread_index() < count) {
-            values[thread_index()] = value;
-        }
         block_sync();
         const unsigned row_left = rows.hidden - first * elements;
         const unsigned share = count * elements;
-        const row_part part = {
-            token,  first * elements, count == 0 ? 0 : row_left < share ? row_left : share,
-            values, unit_largest,     warp_largest};
-        quantiser<E>{rows, part}.run();
+        const unsigned here = count == 0 ? 0 : row_left < share ? row_left : share;
+        const row_part part = {token, first * elements, here, exchange};
+        quantiser<E>(rows, part).run();
     }
 
-    /* The words of an exchange, the exchanges of a kernel being numbered: two lie side by side,
-     * since the cluster may still be reading those of the last one. */
-    LAMPREY_INLINE uint32_t *words_of(unsigned number) const
+    /* A second one for the same row: as begin_round, but nothing of a round is under way. */
+    LAMPREY_INLINE void next_exchange()
     {
-        return exchange +
-               number % 2 * lamprey_row_exchange_words(rows.share_vectors, cluster_size());
+        block_sync();
+        exchange.next_row();
+        fence_sys();
+        block_sync();
     }
 
-    /* Exchanges sums of squares. False: some CTA lacks its data, so all drop the row. */
-    template <class F> LAMPREY_INLINE bool exchange_squares(unsigned number, F vector_at)
+    /* False: the row can't be finished, and none behind it. */
+    LAMPREY_INLINE bool finish_row(uint64_t token)
     {
-        uint32_t *const incomplete = left + number % 2;
-        give_squares(words_of(number), incomplete, vector_at);
-        cluster_arrive();
-        cluster_wait();
-        const bool complete = *incomplete == 0;
-        if (!complete && !lane.aborted) {
-            lane.leave();
+        if (lane.aborted && exchanges()) {
+            clear_shared(exchange.some_left(), 1);
         }
-        return complete;
-    }
-
-    /* row: how many the lane has finished before. */
-    LAMPREY_INLINE void finish_row(uint64_t token, unsigned row, const early &ahead)
-    {
-        if (!in_registers) {
-            block_sync(); /* a thread's vectors are others' from here on */
-        }
+        block_sync(); /* a thread's vectors are others' from here on */
+        const float inverse_hidden = divide(1.0f, (float)rows.hidden);
         float pre_factor = 0;
-        const auto finished = [&](unsigned index) {
-            return finish_sum(token, index, ahead, pre_factor);
-        };
-        const bool ends_with_sum = !normalises() && !quantises();
-        unsigned number = pre_normalises() && !ends_with_sum ? 2 * row : row;
-        if (exchanges() && row == 0) {
-            cluster_wait(); /* until every CTA is there to be written to */
+        const auto finished = [&](unsigned index) { return finish_sum(token, index, pre_factor); };
+        if (pre_normalises()) {
+            give_squares([&](unsigned index) { return biased(index); });
+            if (!take_factor(inverse_hidden, &pre_factor)) {
+                return false;
+            }
+        }
+        if (!normalises() && !quantises()) {
+            if (pre_normalises()) {
+                block_sync(); /* others have read what this thread writes */
+            }
+            each_of_share(finished);
+            return true;
         }
         if (pre_normalises()) {
-            if (!exchange_squares(number, [&](unsigned index) { return biased(index); })) {
-                return;
-            }
-            pre_factor = factor_of(words_of(number));
-            number++;
+            next_exchange();
         }
-        if (ends_with_sum) {
-            each_of_share(finished);
-            return;
+        float factor;
+        give_squares(finished);
+        if (!take_factor(inverse_hidden, &factor)) {
+            return false;
         }
-        if (!exchange_squares(number, finished)) {
-            return;
-        }
-        uint32_t *const words = words_of(number);
         if (normalises()) {
-            const float factor = factor_of(words);
-            each_of_share([&](unsigned index) { normalise(token, index, factor, ahead); });
+            each_of_share([&](unsigned index) { normalise(token, index, factor, nullptr); });
         }
         if (quantises()) {
-            quantise_share(token, words + cluster_size() * segments);
+            quantise_share(token);
         }
+        return true;
+    }
+
+    /* The same with a vector a thread. What peers and the cluster wait for goes out first. */
+    LAMPREY_INLINE bool finish_vector(uint64_t token, const early &ahead)
+    {
+        const unsigned index = thread_index();
+        const bool has_vector = index < count;
+        const vector sum = value;
+        value = add_residual(sum, ahead.residual);
+        if (exchanges() && warp_index() < exchange.segments()) {
+            const bool missing = any_of_warp(lane.aborted);
+            const float squares =
+                tree_sum([&](unsigned) { return has_vector ? sum_of_squares<E>(value) : 0.0f; });
+            exchange.give_square(warp_index(), missing ? row_exchange::left : word_of(squares));
+        }
+        if (has_vector) {
+            store_sums(token, index, sum, value);
+        }
+        if (!exchanges()) {
+            return true;
+        }
+        float factor;
+        if (!take_factor(ahead.inverse_hidden, &factor)) {
+            return false;
+        }
+        if (normalises() && has_vector) {
+            normalise(token, index, factor, ahead.gamma);
+        }
+        if (quantises()) {
+            vector_quantiser<E>(rows, token, exchange, (first + index) * elements, has_vector,
+                                value)
+                .run(ahead.scale);
+        }
+        return true;
     }
 
     /* ---- all of it ---- */
 
-    LAMPREY_INLINE void run()
+    LAMPREY_INLINE void take_state(const vector &state)
     {
-        early ahead = {{{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}};
+        lane.slot = state.word[0];
+        dirty = state.word[1];
+        round = (uint64_t)state.word[3] << 32 | state.word[2];
+    }
+
+    LAMPREY_INLINE const vector *vector_of(const void *matrix, uint64_t token) const
+    {
+        return static_cast<const vector *>(row_of<E>(matrix, token, rows.hidden)) + first +
+               thread_index();
+    }
+
+    /* What the quantiser takes that is the same for all rows, and costs time. */
+    LAMPREY_INLINE float quantiser_scale(uint64_t token) const
+    {
+        const float scale = row_scales{rows, token}.given_scale();
+        return rows.quantisation == LAMPREY_QUANT_FP8_STATIC ? divide(1.0f, scale) : scale;
+    }
+
+    /* From the stream's earlier work to the pushes there is one load, and nothing else that waits:
+     * addresses are there before, and all that comes from memory is under way at once. */
+    LAMPREY_INLINE void run_in_registers()
+    {
+        early ahead = {
+            {{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}, divide(1.0f, (float)rows.hidden), 0};
         const bool has_vector = thread_index() < count;
-        if (in_registers && has_vector && rows.gamma && rows.flags & LAMPREY_ROW_EARLY_GAMMA) {
+        const bool has_gamma = has_vector && rows.gamma;
+        const bool early_gamma = rows.flags & LAMPREY_ROW_EARLY_GAMMA;
+        const unsigned clusters = cluster_count();
+        uint64_t token = cluster_index();
+        const vector *own_at = vector_of(p.lane.send, token);
+        const vector *residual_at = vector_of(rows.residual, token);
+        lamprey_lane *state_at = p.lane.lanes + lane.lane;
+        if (has_gamma && early_gamma) {
             load_gamma(rows.gamma, thread_index(), ahead.gamma);
         }
+        if (exchanges()) {
+            exchange.begin();
+        }
+        lane.prepare_addresses();
+        settle(own_at);
+        settle(residual_at);
+        settle(state_at);
+        settle(ahead.inverse_hidden);
+        wait_for_dependencies();
+        if (p.lane.flags & LAMPREY_FLAG_SIGNAL) {
+            launch_dependents();
+        }
+        const vector state = load(reinterpret_cast<const vector *>(state_at));
+        lane.aborted = load(&state_at->dead) != 0;
+        vector own = {{0, 0, 0, 0}};
+        if (has_vector) {
+            own = load(own_at);
+        }
+        if (has_vector && rows.residual) {
+            ahead.residual = load(residual_at);
+        }
+        if (has_gamma && !early_gamma) {
+            load_gamma(rows.gamma, thread_index(), ahead.gamma);
+        }
+        const bool dead = lane.aborted;
+        take_state(state);
+        for (bool first_row = true;; first_row = false) {
+            const bool last = token + clusters >= rows.tokens;
+            own = packet::clean(own);
+            if (!dead) {
+                send_single(own, last);
+            }
+            if (first_row && exchanges()) {
+                if (quantises()) {
+                    ahead.scale = quantiser_scale(token);
+                }
+                cluster_wait(); /* every CTA is there to be written to */
+            }
+            if (!dead) {
+                receive_single(own);
+            }
+            if (!finish_vector(token, ahead) || last) {
+                return;
+            }
+            token += clusters;
+            begin_round(true);
+            lane.prepare_addresses(); /* again, so that they take no registers all the time */
+            if (has_vector) {
+                own = load(vector_of(p.lane.send, token));
+                if (rows.residual) {
+                    ahead.residual = load(vector_of(rows.residual, token));
+                }
+            }
+        }
+    }
+
+    LAMPREY_INLINE void run_in_memory()
+    {
         wait_for_dependencies();
         if (p.lane.flags & LAMPREY_FLAG_SIGNAL) {
             launch_dependents();
@@ -486,49 +606,37 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         const vector state = load(reinterpret_cast<const vector *>(p.lane.lanes + lane.lane));
         lane.aborted = load(&p.lane.lanes[lane.lane].dead) != 0;
         const bool dead = lane.aborted;
-        uint64_t token = cluster_index();
-        const unsigned clusters = grid_size() / cluster_size();
-        vector own = {{0, 0, 0, 0}};
-        if (in_registers && has_vector) {
-            own = load_row(p.lane.send, token, thread_index());
-            if (rows.gamma && !(rows.flags & LAMPREY_ROW_EARLY_GAMMA)) {
-                load_gamma(rows.gamma, thread_index(), ahead.gamma);
-            }
-        }
         lane.prepare_addresses();
         if (exchanges()) {
             if (thread_index() == 0) {
-                left[0] = 0;
-                left[1] = 0;
+                clear_shared(exchange.some_left(), 0);
             }
-            cluster_arrive();
+            exchange.begin();
+            cluster_wait(); /* every CTA is there to be written to */
         }
-        lane.slot = state.word[0];
-        dirty = state.word[1];
-        round = (uint64_t)state.word[3] << 32 | state.word[2];
-        for (unsigned i = 0; token < rows.tokens; i++, token += clusters) {
-            const bool last = token + clusters >= rows.tokens;
-            if (in_registers && has_vector && rows.residual) {
-                ahead.residual = load_row(rows.residual, token, thread_index());
-            }
+        take_state(state);
+        const unsigned clusters = cluster_count();
+        for (uint64_t token = cluster_index(); token < rows.tokens; token += clusters) {
             if (!dead) {
-                if constexpr (in_registers) {
-                    if (i > 0) {
-                        begin_round();
-                        own = has_vector ? load_row(p.lane.send, token, thread_index()) : own;
-                    }
-                    reduce_single(packet::clean(own), last);
-                } else {
-                    reduce_share(token, i == 0, last);
-                }
+                reduce_share(token, token < clusters, token + clusters >= rows.tokens);
             }
-            finish_row(token, i, ahead);
+            if (!finish_row(token)) {
+                return;
+            }
+        }
+    }
+
+    LAMPREY_INLINE void run()
+    {
+        if (in_registers()) {
+            run_in_registers();
+        } else {
+            run_in_memory();
         }
     }
 };
 
-/* A lane whose cluster lost another lane's data has left its protocol, but goes through the rows
- * with it: the cluster's barriers need every CTA. */
+/* A lane that lacks its data tells its cluster, and all of them leave together, at the same row. */
 template <int ALGORITHM, int ELEMENT, int RANKS, int FORM>
 LAMPREY_DEVICE void all_reduce_rows(const typename row_params_for<RANKS>::type &p)
 {

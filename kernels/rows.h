@@ -110,9 +110,9 @@ LAMPREY_ASSERT(sizeof(struct lamprey_row_params) == 840, "the same on host and d
 #define LAMPREY_FLAG_STEPWISE 16u /* of the lane: sums are rounded to the type at each step */
 #define LAMPREY_ROW_MAX_WARPS 16
 
-/* Shared memory of a CTA, in this order: the share's vectors; its units' largest magnitudes; then,
- * for all CTAs of the cluster to write, twice (rows take turns) each segment's sum of squares and
- * each warp's largest magnitude; twice a word that says that some CTA has left. */
+/* Shared memory of a CTA, in this order: the share's vectors; what the cluster's CTAs tell each
+ * other (row_exchange.cuh), twice, since rows take turns; a word that says that a thread of this
+ * CTA has left; the units' largest magnitudes. */
 LAMPREY_BOTH uint32_t lamprey_share_segments(uint32_t share_vectors)
 {
     return (share_vectors + LAMPREY_SEGMENT_VECTORS - 1) / LAMPREY_SEGMENT_VECTORS;
@@ -123,17 +123,22 @@ LAMPREY_BOTH uint32_t lamprey_share_units(uint32_t share_vectors, uint32_t vecto
     return (share_vectors * vector_elements + LAMPREY_UNIT_ELEMENTS - 1) / LAMPREY_UNIT_ELEMENTS;
 }
 
-/* Words that a cluster's CTAs write to each of them for one row. */
+/* Of one row: a word a segment, and a word a warp. Both begin at multiples of a vector. */
+LAMPREY_BOTH uint32_t lamprey_row_square_words(uint32_t share_vectors, uint32_t cluster)
+{
+    return (cluster * lamprey_share_segments(share_vectors) + 3) / 4 * 4;
+}
+
 LAMPREY_BOTH uint32_t lamprey_row_exchange_words(uint32_t share_vectors, uint32_t cluster)
 {
-    return cluster * (lamprey_share_segments(share_vectors) + LAMPREY_ROW_MAX_WARPS);
+    return lamprey_row_square_words(share_vectors, cluster) + cluster * LAMPREY_ROW_MAX_WARPS;
 }
 
 static inline uint32_t lamprey_row_shared_bytes(uint32_t share_vectors, uint32_t vector_elements,
                                                 uint32_t cluster)
 {
-    const uint32_t words = lamprey_share_units(share_vectors, vector_elements) +
-                           2 * lamprey_row_exchange_words(share_vectors, cluster) + 2;
+    const uint32_t words = 2 * lamprey_row_exchange_words(share_vectors, cluster) + 1 +
+                           lamprey_share_units(share_vectors, vector_elements);
     return share_vectors * LAMPREY_VECTOR_BYTES + words * (uint32_t)sizeof(uint32_t);
 }
 

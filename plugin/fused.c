@@ -145,15 +145,8 @@ static ncclResult_t launch(struct lamprey_comm *comm, const struct lamprey_fused
                                 call->name);
     }
     fill_params(comm, workspace, call, &shape, &plan, &params);
-    const bool single = params.lane.flags & LAMPREY_FLAG_WIDE &&
-                        !(params.lane.flags & LAMPREY_FLAG_STEPWISE) &&
-                        call->moe.source == LAMPREY_ROWS_GIVEN && !call->prelude.bias &&
-                        !call->pre_norm && lamprey_row_plan_is_single(&shape, &plan);
-    const enum lamprey_row_form form = !single ? LAMPREY_ROWS_ANY
-                                       : call->args.quantize == lampreyQuantizeNone
-                                           ? LAMPREY_ROWS_SINGLE
-                                           : LAMPREY_ROWS_SINGLE_QUANTISED;
-    const int kernel = lamprey_row_kernel_of(shape.algorithm, call->element, shape.nranks, form);
+    const int kernel = lamprey_row_kernel_of(shape.algorithm, call->element, shape.nranks,
+                                             lamprey_row_form_of(&shape, &plan, &params));
     enum lamprey_status status = lamprey_device_enter(comm->device, &pushed);
     if (!status) {
         status = lamprey_order_before(&comm->order, workspace, stream, &step);

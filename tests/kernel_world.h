@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include "kernels/instances.h"
@@ -122,6 +123,20 @@ class KernelWorld : public ::testing::Test {
             CHECK_CU(cuLibraryLoadData(&library(), lamprey_fatbin, nullptr, nullptr, 0, nullptr,
                                        nullptr, 0));
         }
+        for (const Rank &rank : ranks_) {
+            static std::set<CUcontext> loaded;
+            if (!loaded.insert(rank.context).second) {
+                continue;
+            }
+            CHECK_CU(cuCtxSetCurrent(rank.context));
+            CUfunction function = nullptr;
+            for (int i = 0; i < LAMPREY_KERNEL_COUNT; i++) {
+                load(library(), lamprey_kernel_name(i), function);
+                if (const char *fused = lamprey_fused_kernel_name(i)) {
+                    load(library(), fused, function);
+                }
+            }
+        }
         CHECK_CU(cuMemHostAlloc((void **)&alarms_, 4096,
                                 CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP));
         memset(alarms_, 0, 4096);
@@ -160,6 +175,15 @@ class KernelWorld : public ::testing::Test {
             alarms_ = nullptr;
         }
         ranks_.clear();
+    }
+
+    // Into the current context, before anything spins there: a lazy load may wait for an idle GPU.
+    static void load(CUlibrary library, const char *name, CUfunction &function)
+    {
+        CUkernel kernel = nullptr;
+        CHECK_CU(cuLibraryGetKernel(&kernel, library, name));
+        CHECK_CU(cuKernelGetFunction(&function, kernel));
+        CHECK_CU(cuFuncLoad(function));
     }
 
     // Contexts and kernels stay until the process ends.

@@ -61,19 +61,58 @@ TEST_P(RowKernels, TakeTheShortWay)
                     continue;
                 }
                 RowCall call = {type, tokens, hidden};
-                const lamprey_row_shape shape = shape_of(call);
-                const lamprey_row_plan plan =
-                    lamprey_row_plan_of(&shape, call.lanes, call.cluster, slot_cells_);
-                ASSERT_TRUE(lamprey_row_plan_is_single(&shape, &plan));
                 for (lamprey_quantisation quantisation :
                      {LAMPREY_QUANT_NONE, LAMPREY_QUANT_FP8_TOKEN, LAMPREY_QUANT_NVFP4}) {
                     call.quantisation = quantisation;
                     run_rows(call, seed++);
+                    ASSERT_NE(form_, LAMPREY_ROWS_ANY);
                     if (HasFatalFailure()) {
                         return;
                     }
                 }
             }
+        }
+    }
+}
+
+// The same where each thread has one vector, as on a GPU, if the emulator has so many; clusters and
+// their rows in turn, and every way of quantising between the lanes of a warp.
+TEST_P(RowKernels, GiveEachThreadAVector)
+{
+    open_rows((uint32_t)GetParam(), 512 * (uint32_t)GetParam());
+    if (many()) {
+        GTEST_SKIP() << "there is no kernel for so many ranks";
+    }
+    uint64_t seed = 900;
+    for (element_type type : kTypes) {
+        RowCall call = {type, 5, type == LAMPREY_REFERENCE_F32 ? 1056u : 2080u};
+        call.cluster = 2;
+        call.lanes = 4;
+        const auto run = [&](lamprey_quantisation quantisation, data_kind kind) {
+            call.quantisation = quantisation;
+            call.kind = kind;
+            call.norm = kind != data_kind::specials; // a special value makes the row one
+            call.norm_out = call.norm && seed % 2;
+            call.sum_out = seed % 2;
+            call.gamma = seed % 3 ? weights::of_type : weights::fp32;
+            call.scale_in_memory = seed % 3 != 0;
+            run_rows(call, seed++);
+            ASSERT_EQ(form_, quantisation == LAMPREY_QUANT_NONE ? LAMPREY_ROWS_SINGLE
+                                                                : LAMPREY_ROWS_SINGLE_QUANTISED);
+        };
+        run(LAMPREY_QUANT_NONE, data_kind::numbers);
+        for (data_kind kind : {data_kind::numbers, data_kind::specials}) {
+            run(LAMPREY_QUANT_FP8_STATIC, kind);
+            run(LAMPREY_QUANT_FP8_TOKEN, kind);
+            call.group = 32;
+            run(LAMPREY_QUANT_FP8_GROUP, kind);
+            call.layout = (lamprey_scale_layout)(seed % 3);
+            call.scale = 800;
+            run(LAMPREY_QUANT_NVFP4, kind);
+            call.scale = 0.37f;
+        }
+        if (HasFatalFailure()) {
+            return;
         }
     }
 }

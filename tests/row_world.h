@@ -29,6 +29,20 @@ class RowWorld : public KernelWorld {
             CHECK_CU(cuLibraryLoadData(&row_library(), lamprey_row_fatbin, nullptr, nullptr, 0,
                                        nullptr, nullptr, 0));
         }
+        for (const Rank &rank : ranks_) {
+            static std::set<CUcontext> loaded;
+            if (!loaded.insert(rank.context).second) {
+                continue;
+            }
+            CHECK_CU(cuCtxSetCurrent(rank.context));
+            CUfunction function = nullptr;
+            for (int i = 0; i < LAMPREY_ROW_KERNEL_COUNT; i++) {
+                load(row_library(), lamprey_row_kernel_name(i), function);
+                CHECK_CU(cuFuncSetAttribute(function,
+                                            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                            LAMPREY_ROW_SHARED_BYTES));
+            }
+        }
     }
 
     void close_rows()
@@ -115,14 +129,9 @@ class RowWorld : public KernelWorld {
         const bool wide = call.misaligned == 0 && call.hidden % shape.vector_elements == 0;
         params.lane.flags =
             (wide ? LAMPREY_FLAG_WIDE : 0) | (call.stepwise ? LAMPREY_FLAG_STEPWISE : 0);
-        const bool single = wide && !call.stepwise && call.source == LAMPREY_ROWS_GIVEN &&
-                            !call.bias && !call.pre_norm &&
-                            lamprey_row_plan_is_single(&shape, &plan);
-        const int index = lamprey_row_kernel_of(call.algorithm, element_of(call.type), shape.nranks,
-                                                !single ? LAMPREY_ROWS_ANY
-                                                : call.quantisation == LAMPREY_QUANT_NONE
-                                                    ? LAMPREY_ROWS_SINGLE
-                                                    : LAMPREY_ROWS_SINGLE_QUANTISED);
+        form_ = lamprey_row_form_of(&shape, &plan, &params);
+        const int index =
+            lamprey_row_kernel_of(call.algorithm, element_of(call.type), shape.nranks, form_);
         ASSERT_GE(index, 0);
         launch_kernel(index, plan, params, rank.stream);
     }
@@ -130,12 +139,8 @@ class RowWorld : public KernelWorld {
     static void launch_kernel(int index, const lamprey_row_plan &plan, lamprey_row_params &params,
                               CUstream stream)
     {
-        CUkernel kernel = nullptr;
         CUfunction function = nullptr;
-        CHECK_CU(cuLibraryGetKernel(&kernel, row_library(), lamprey_row_kernel_name(index)));
-        CHECK_CU(cuKernelGetFunction(&function, kernel));
-        CHECK_CU(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                    LAMPREY_ROW_SHARED_BYTES));
+        load(row_library(), lamprey_row_kernel_name(index), function);
         lamprey_near_row_params near = {};
         near.rows = params.rows;
         memcpy(&near.lane, &params.lane, sizeof near.lane);
@@ -180,6 +185,7 @@ class RowWorld : public KernelWorld {
     }
 
     std::vector<CUdeviceptr> arenas_;
+    lamprey_row_form form_ = LAMPREY_ROWS_ANY; // of the last launch
 };
 
 } // namespace lamprey_test

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the hardware tests of a bundle (tools/bundle) on a machine with at least two NVLink GPUs, against that machine's
 # NCCL and Python packages. Prints one table and "N passed, N failed, N skipped"; logs and figures stay in the results.
+# On a machine with one GPU two ranks share it: that shows whether results are right, but no times worth keeping.
 #
 #   run [--list] [--quick] [--only PATTERN]...
 #   run --soak MINUTES [--seed N]
@@ -49,7 +50,7 @@ while [ "$#" -gt 0 ]; do
             shift
             ;;
         -h | --help)
-            sed -n '3,18s/^# \{0,1\}//p' "$0"
+            sed -n '3,19s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
         *)
@@ -62,6 +63,9 @@ done
 
 topology=$(readable_topology) || exit 2
 clean_environment "$topology"
+if [ "$list" = 0 ] && [ -z "$topology" ]; then
+    share_one_gpu
+fi
 
 nccl=$(find_nccl)
 if [ "$list" = 0 ]; then
@@ -72,7 +76,7 @@ if [ "$list" = 0 ]; then
     : >"$results/summary.tsv"
     : >"$results/times.tsv"
     work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
+    trap 'stop_sharing; rm -rf "$work"' EXIT
     lib=$work/lib
     with_doors "$here/lib" "$lib"
     {
@@ -211,8 +215,8 @@ base=(env "LD_LIBRARY_PATH=$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" LA
 doors=(env "LD_LIBRARY_PATH=$lib:$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" LAMPREY_STATS=1)
 with=("${doors[@]}" NCCL_PLUGIN=lamprey)
 
-# Kernel and module tests that need a GPU.
-kernels=(env -C "$here/tree" "LD_LIBRARY_PATH=$lib:$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
+# Kernel and module tests that need a GPU, one process each, so none for MPS: a test that fails there breaks the next.
+kernels=(env -u CUDA_MPS_PIPE_DIRECTORY -C "$here/tree" "LD_LIBRARY_PATH=$lib:$nccl_folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
 for binary in "$here"/tests/*; do
     [ -x "$binary" ] && [ "$(basename "$binary")" != soak_test ] || continue
     try "$(basename "$binary")" 120 any "${kernels[@]}" "$binary"
@@ -259,7 +263,7 @@ if [ -n "$python" ]; then
 fi
 
 # A benchmark alone, for which the emulator is too slow.
-[ -n "$topology" ] || try order_cost 60 any "${base[@]}" "$here/programs/order_cost"
+[ -n "$topology" ] || try order_cost 60 any "${kernels[@]}" "$here/programs/order_cost"
 if has_passed order_cost; then
     grep "^order" "$results/logs/order_cost.log" >"$results/order_cost.tsv"
 fi
@@ -311,8 +315,8 @@ fi
 
 # Order and results in the long run. The emulator has no such order to look at, and no kernels but the product's.
 if [ "$quick" = 0 ] && [ -z "$topology" ]; then
-    try pdl_order 90 any "${base[@]}" "$here/programs/pdl_order"
-    try soak_calls 60 any "${base[@]}" "$here/programs/soak_calls" --seconds=20
+    try pdl_order 90 any "${kernels[@]}" "$here/programs/pdl_order"
+    try soak_calls 60 any "${kernels[@]}" "$here/programs/soak_calls" --seconds=20
 fi
 
 # Memory errors in the kernels, with 2, 3 and 8 ranks: kernels_test numbers its worlds 2, 3, 4 ... from 0.

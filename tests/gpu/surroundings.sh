@@ -59,3 +59,25 @@ with_doors() {
         ln -s liblamprey.so "$2/libnccl-$door-lamprey.so"
     done
 }
+
+# share_one_gpu: where there is one GPU, lets two ranks have it. Through MPS their kernels run side by side; without it the
+# GPU goes from one process to the other, and a call takes milliseconds.
+share_one_gpu() {
+    sharing=no
+    [ "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')" = 1 ] || return 0
+    sharing="by turns"
+    export PROGRAM_SHARE_GPU=1 LAMPREY_SHARE_GPU=1
+    CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
+    CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
+    export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    if nvidia-cuda-mps-control -d >/dev/null 2>&1; then
+        sharing="through MPS"
+    fi
+    say "one GPU: two ranks share it $sharing"
+}
+
+stop_sharing() {
+    [ "${sharing:-no}" != no ] || return 0
+    [ "$sharing" != "through MPS" ] || echo quit | timeout 10 nvidia-cuda-mps-control >/dev/null 2>&1
+    rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
+}

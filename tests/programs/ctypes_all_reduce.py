@@ -12,6 +12,8 @@ import glob
 import os
 import sys
 
+import gpus
+
 try:
     import torch
     import torch.multiprocessing as mp
@@ -65,7 +67,7 @@ def make(count, seed, rank):
 
 
 def worker(rank, world, queue, failures):
-    torch.cuda.set_device(rank)
+    torch.cuda.set_device(gpus.take(rank, torch.cuda.device_count()))
     nccl = open_nccl()
     unique = UniqueId()
     if rank == 0:
@@ -118,9 +120,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
     options = parser.parse_args()
-    if torch.cuda.device_count() < options.ranks:
-        print(f"skipped: needs {options.ranks} GPUs, there are {torch.cuda.device_count()}", file=sys.stderr)
-        sys.exit(77)
+    gpus.need(options.ranks, torch.cuda.device_count())
     context = mp.get_context("spawn")
     queue = context.Queue()
     failures = context.Value("q", 0)

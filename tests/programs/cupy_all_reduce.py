@@ -5,6 +5,8 @@
 import multiprocessing
 import sys
 
+import gpus
+
 TYPES = {"float16": 6, "float32": 7, "float64": 8, "int32": 2}
 COUNTS = [1, 64, 4096, 32768, 262144]
 
@@ -14,7 +16,7 @@ def worker(rank, world, queue, failures):
     import numpy
     from cupy.cuda import nccl
 
-    cupy.cuda.Device(rank).use()
+    cupy.cuda.Device(gpus.take(rank, cupy.cuda.runtime.getDeviceCount())).use()
     if rank == 0:
         unique = nccl.get_unique_id()
         for _ in range(world - 1):
@@ -48,9 +50,7 @@ def main():
         print(f"skipped: {error}", file=sys.stderr)
         sys.exit(77)
     world = 2
-    if cupy.cuda.runtime.getDeviceCount() < world:
-        print(f"skipped: needs {world} GPUs", file=sys.stderr)
-        sys.exit(77)
+    gpus.need(world, cupy.cuda.runtime.getDeviceCount())
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     failures = context.Value("q", 0)

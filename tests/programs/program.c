@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,12 @@
 #include <unistd.h>
 
 static _Thread_local int current_rank = -1;
+
+static bool share_gpu(void)
+{
+    const char *value = getenv("PROGRAM_SHARE_GPU");
+    return value != NULL && strcmp(value, "1") == 0;
+}
 
 _Noreturn void program_fail(const char *format, ...) {
     va_list arguments;
@@ -82,7 +89,7 @@ int program_gpu_count(void) {
     }
     int found = *count;
     munmap(count, sizeof *count);
-    return found;
+    return found == 1 && share_gpu() ? 2 : found;
 }
 
 static void kill_all(const pid_t *children, int nranks) {
@@ -134,6 +141,10 @@ static void check_ranks(int nranks) {
 static void rank_environment(int rank)
 {
     char name[48];
+    if (share_gpu()) {
+        snprintf(name, sizeof name, "rank-%d", rank);
+        setenv("NCCL_HOSTID", name, 1);
+    }
     snprintf(name, sizeof name, "PROGRAM_ENVIRONMENT_%d", rank);
     char *setting = getenv(name);
     if (setting != NULL && putenv(setting) != 0) {
@@ -213,6 +224,10 @@ static void on_alarm(int signal_number) {
 int program_threads(int nranks, int deadline_s, int (*body)(struct program_rank *self),
                     void *argument) {
     check_ranks(nranks);
+    if (share_gpu()) {
+        fprintf(stderr, "skipped: ranks of one process can't share a GPU with NCCL\n");
+        return PROGRAM_SKIP;
+    }
     struct program_shared *shared = shared_create();
     struct thread threads[PROGRAM_MAX_RANKS];
     int result = 0;
@@ -285,7 +300,8 @@ int64_t program_sum(struct program_rank *self, int64_t count) {
 void program_use_device(int device) {
     int count = 0;
     CUresult result = cuInit(0);
-    if (result != CUDA_SUCCESS || cuDeviceGetCount(&count) != CUDA_SUCCESS || device >= count) {
+    if (result != CUDA_SUCCESS || cuDeviceGetCount(&count) != CUDA_SUCCESS || count == 0 ||
+        (device >= count && !share_gpu())) {
         fprintf(stderr, "skipped: needs GPU %d, there are %d (cuInit gave %d)\n", device, count,
                 (int)result);
         fflush(NULL);
@@ -293,7 +309,7 @@ void program_use_device(int device) {
     }
     CUdevice handle;
     CUcontext context;
-    CU(cuDeviceGet(&handle, device));
+    CU(cuDeviceGet(&handle, device % count));
     CU(cuDevicePrimaryCtxRetain(&context, handle));
     CU(cuCtxSetCurrent(context));
 }

@@ -44,17 +44,19 @@ struct program_rank {
     void *argument;
 };
 
-/* How many GPUs a process of this environment sees; asked in a child, so that the caller may still
- * fork. */
+/* How many ranks a process of this environment can have, one a GPU that it sees; asked in a child,
+ * so that the caller may still fork. With PROGRAM_SHARE_GPU=1 two, where there is one GPU. */
 int program_gpu_count(void);
 
-/* Runs body once per rank, each in a process of its own, forked before CUDA is touched. Returns 0
+/* Runs body once per rank, each in a process of its own, forked before CUDA is touched; with
+ * PROGRAM_SHARE_GPU=1 each a host of its own to NCCL, which refuses two ranks on a GPU. Returns 0
  * when all returned 0, PROGRAM_SKIP when a rank did, else 1. On a rank's failure or after
  * deadline_s the others are killed. */
 int program_processes(int nranks, int deadline_s, int (*body)(struct program_rank *self),
                       void *argument);
 
-/* The same with a thread per rank in this process; the deadline ends the process. */
+/* The same with a thread per rank in this process, so not with PROGRAM_SHARE_GPU=1; the deadline
+ * ends the process. */
 int program_threads(int nranks, int deadline_s, int (*body)(struct program_rank *self),
                     void *argument);
 
@@ -69,7 +71,7 @@ double program_max(struct program_rank *self, double value);
 int64_t program_sum(struct program_rank *self, int64_t count);
 
 /* Initialises CUDA and makes the primary context of a device current. Exits with PROGRAM_SKIP
- * without such a GPU. */
+ * without such a GPU; with PROGRAM_SHARE_GPU=1 ranks without one take the first ones. */
 void program_use_device(int device);
 
 /* Integer option --name=value; default when absent. program_options_end fails on options never

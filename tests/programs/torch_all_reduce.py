@@ -14,6 +14,8 @@ import socket
 import statistics
 import sys
 
+import gpus
+
 try:
     import torch
     import torch.distributed as dist
@@ -135,8 +137,9 @@ def over_ranks(value, op):
 
 def worker(rank, world, port, options):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", rank=rank, world_size=world, device_id=torch.device("cuda", rank))
+    device = gpus.take(rank, torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", rank=rank, world_size=world, device_id=torch.device("cuda", device))
     # Before any capture: the communicator, and what it does at its first call.
     dist.all_reduce(torch.zeros(1, device="cuda"))
     torch.cuda.synchronize()
@@ -168,9 +171,7 @@ def main():
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--no-times", action="store_true")
     options = parser.parse_args()
-    if torch.cuda.device_count() < options.ranks:
-        print(f"skipped: needs {options.ranks} GPUs, there are {torch.cuda.device_count()}", file=sys.stderr)
-        sys.exit(77)
+    gpus.need(options.ranks, torch.cuda.device_count())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -8,6 +8,7 @@ def _cuda_fatbin_impl(ctx):
     out = ctx.actions.declare_file(ctx.label.name + ".fatbin")
     args = ctx.actions.args()
     args.add("-fatbin")
+    args.add("-Xfatbin=-compress-all")
     args.add("-o", out)
     args.add("-std=c++17")
     args.add("-O3")
