@@ -36,8 +36,12 @@ struct lane_work {
     using packet = typename E::packet;
     using number = typename E::number;
     static constexpr int elements = elements_per_vector<E>;
-    /* Ranks that are waited for together: arrays of this size stay in registers. */
-    static constexpr unsigned batch = RANKS ? RANKS : LAMPREY_NEAR_RANKS / packet::cells;
+    /* Ranks that are waited for together: arrays of this size stay in registers, of which the
+     * kernels for rows have fewer to spare. */
+    static constexpr unsigned batch = RANKS ? RANKS
+                                      : OPERATORS == LAMPREY_ROW_SUM
+                                          ? LAMPREY_NEAR_RANKS / 2
+                                          : LAMPREY_NEAR_RANKS / packet::cells;
 
     const params &p;
     const unsigned nranks;

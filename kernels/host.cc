@@ -17,7 +17,7 @@
 namespace lamprey {
 bool stores_are_delayed = getenv("LAMPREY_EMULATOR_DELAYED_STORES") != nullptr;
 thread_local store_buffer delayed_stores;
-thread_local host_thread current_thread = {1, 0, 0, 1, nullptr, 1, nullptr, nullptr};
+thread_local host_thread current_thread = {1, 0, 0, 1, nullptr, 1, nullptr, nullptr, nullptr};
 } // namespace lamprey
 
 namespace {
@@ -64,6 +64,7 @@ struct cluster {
     lamprey::host_barrier barrier;              // of all
     std::vector<std::vector<uint64_t>> memory;
     std::vector<unsigned char *> shared;
+    std::vector<std::unique_ptr<lamprey::host_warp[]>> warps; // of the CTAs
 
     cluster(unsigned begin_, unsigned end_, const lamprey_host_kernel *kernel_,
             const lamprey_host_launch *launch_, const void *params_)
@@ -72,6 +73,8 @@ struct cluster {
     {
         for (unsigned cta = 0; cta < launch->cluster; cta++) {
             barriers.emplace_back(launch->block);
+            warps.emplace_back(launch->whole ? new lamprey::host_warp[launch->block / 32]
+                                             : nullptr);
             memory.emplace_back(launch->shared_bytes / sizeof(uint64_t) + 2, 0xa5a5a5a5a5a5a5a5u);
             void *start = memory.back().data();
             size_t room = memory.back().size() * sizeof(uint64_t);
@@ -86,8 +89,9 @@ struct cluster {
         lamprey::host_barrier *const own = launch->block > 1 ? &barriers[cta] : nullptr;
         lamprey::host_barrier *const all = launch->block * launch->cluster > 1 ? &barrier : nullptr;
         for (unsigned first = begin; first < end; first += launch->cluster) {
-            lamprey::current_thread = {launch->grid, first + cta,     thread, launch->block,
-                                       own,          launch->cluster, all,    shared.data()};
+            lamprey::current_thread = {launch->grid,  first + cta,   thread,
+                                       launch->block, own,           launch->cluster,
+                                       all,           shared.data(), warps[cta].get()};
             kernel->run(params);
             lamprey::delayed_stores.perform_all();
             if (all && launch->shared_bytes > 0) {

@@ -4,6 +4,7 @@
 #ifndef LAMPREY_KERNELS_HOST_H
 #define LAMPREY_KERNELS_HOST_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #ifdef __cplusplus
@@ -21,6 +22,7 @@ size_t lamprey_host_kernel_param_size(const struct lamprey_host_kernel *kernel);
 struct lamprey_host_launch {
     unsigned grid;    /* CTAs */
     unsigned block;   /* threads of a CTA */
+    bool whole;       /* as many as a GPU would have, in warps of 32: each has one vector */
     unsigned cluster; /* CTAs of a cluster; divides the grid */
     size_t shared_bytes;
 };

@@ -27,7 +27,7 @@ LAMPREY_DEVICE vector select(bool first, const vector &a, const vector &b)
 /* f(index) for the vectors below count that are this thread's. */
 template <class F> LAMPREY_DEVICE void each_vector(unsigned count, F f)
 {
-    if constexpr (thread_has_one_vector) {
+    if (thread_has_one_vector) {
         if (thread_index() < count) {
             f(thread_index());
         }

@@ -91,6 +91,16 @@ LAMPREY_DEVICE unsigned cluster_rank()
     return 0;
 #endif
 }
+LAMPREY_DEVICE unsigned cluster_count()
+{
+#if __CUDA_ARCH__ >= 900
+    unsigned count;
+    asm("mov.u32 %0, %%nclusterid.x;" : "=r"(count));
+    return count;
+#else
+    return gridDim.x;
+#endif
+}
 
 /* What the cluster's threads wrote before they arrived is seen by those that have waited. */
 LAMPREY_DEVICE void cluster_arrive()
@@ -115,7 +125,8 @@ LAMPREY_DEVICE vector *shared_memory()
     return reinterpret_cast<vector *>(lamprey_shared);
 }
 
-/* Writes a word where CTA cta of the cluster has what lies at own here. */
+/* Writes a word where CTA cta of the cluster has what lies at own here. Relaxed, as all accesses to
+ * words that another CTA may write. */
 LAMPREY_DEVICE void store_shared(uint32_t *own, unsigned cta, uint32_t value)
 {
 #if __CUDA_ARCH__ >= 900
@@ -123,10 +134,32 @@ LAMPREY_DEVICE void store_shared(uint32_t *own, unsigned cta, uint32_t value)
     asm("mapa.shared::cluster.u32 %0, %1, %2;"
         : "=r"(address)
         : "r"((uint32_t)__cvta_generic_to_shared(own)), "r"(cta));
-    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+    asm volatile("st.relaxed.cluster.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value)
+                 : "memory");
 #else
-    *own = value;
+    asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"((uint32_t)__cvta_generic_to_shared(own)),
+                 "r"(value)
+                 : "memory");
 #endif
+}
+
+/* Of this CTA's. */
+LAMPREY_DEVICE void clear_shared(uint32_t *own, uint32_t value)
+{
+    asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"((uint32_t)__cvta_generic_to_shared(own)),
+                 "r"(value)
+                 : "memory");
+}
+
+/* Four words; own: 16-byte aligned. */
+LAMPREY_DEVICE vector load_shared(const uint32_t *own)
+{
+    vector v;
+    asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(own))
+                 : "memory");
+    return v;
 }
 
 /* f(lane), lane from 0 to 31, as a tree of neighbours. For a whole warp, which gets the sum. */
@@ -143,6 +176,16 @@ template <class F> LAMPREY_DEVICE float tree_sum(F f)
 LAMPREY_DEVICE uint32_t largest_of_warp(uint32_t value)
 {
     return __reduce_max_sync(0xffffffffu, value);
+}
+LAMPREY_DEVICE bool any_of_warp(bool value)
+{
+    return __any_sync(0xffffffffu, value);
+}
+
+/* What the lane has whose number differs in the bit distance. For a whole warp. */
+LAMPREY_DEVICE uint32_t value_of_lane(uint32_t value, unsigned distance)
+{
+    return __shfl_xor_sync(0xffffffffu, value, distance);
 }
 
 /* A warp's work is a thread's where there are no warps. */
@@ -166,6 +209,10 @@ template <class F> LAMPREY_DEVICE void each_lane(unsigned count, F f)
 template <class T> LAMPREY_DEVICE void settle(T *&address)
 {
     asm volatile("" : "+l"(address));
+}
+LAMPREY_DEVICE void settle(float &value)
+{
+    asm volatile("" : "+f"(value));
 }
 
 /* Waits until the kernels before this one on the stream have finished and their writes are visible.
@@ -332,6 +379,11 @@ LAMPREY_DEVICE float multiply(float a, float b)
 LAMPREY_DEVICE double multiply(double a, double b)
 {
     return __dmul_rn(a, b);
+}
+
+LAMPREY_DEVICE float multiply_add(float a, float b, float c)
+{
+    return __fmaf_rn(a, b, c);
 }
 
 /* Rounded once, to nearest even. */

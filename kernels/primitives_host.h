@@ -21,8 +21,11 @@ namespace lamprey {
 
 constexpr unsigned polls_per_look = 256;
 
-/* A thread goes over its CTA's vectors in a loop. */
-constexpr bool thread_has_one_vector = false;
+/* What a warp's threads show each other. */
+struct host_warp {
+    host_barrier barrier{32};
+    uint32_t values[32];
+};
 
 struct host_thread {
     unsigned grid_size;
@@ -33,9 +36,13 @@ struct host_thread {
     unsigned cluster_size;
     host_barrier *cluster_barrier; /* NULL with one thread a cluster */
     unsigned char *const *shared;  /* of each CTA of the cluster */
+    host_warp *warps; /* of the CTA; NULL: it has fewer threads than the launch asked for */
 };
 
 extern thread_local host_thread current_thread;
+
+/* Else a thread goes over its CTA's vectors in a loop, and a warp's work is a thread's. */
+#define thread_has_one_vector (lamprey::current_thread.warps != nullptr)
 
 LAMPREY_DEVICE unsigned block_index()
 {
@@ -94,17 +101,75 @@ LAMPREY_DEVICE vector *shared_memory()
     return reinterpret_cast<vector *>(current_thread.shared[cluster_rank()]);
 }
 
+LAMPREY_DEVICE float float_of_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+LAMPREY_DEVICE uint32_t bits_of_float(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+LAMPREY_DEVICE unsigned cluster_count()
+{
+    return grid_size() / cluster_size();
+}
+
 LAMPREY_DEVICE void store_shared(uint32_t *own, unsigned cta, uint32_t value)
 {
     unsigned char *const *shared = current_thread.shared;
     const ptrdiff_t offset = reinterpret_cast<unsigned char *>(own) - shared[cluster_rank()];
-    /* Several threads may write the same. */
-    __atomic_store_n(reinterpret_cast<uint32_t *>(shared[cta] + offset), value, __ATOMIC_RELAXED);
+    perform_store(reinterpret_cast<uint32_t *>(shared[cta] + offset), value);
+}
+/* A barrier orders a CTA's own stores there, so none is held back. */
+LAMPREY_DEVICE void clear_shared(uint32_t *own, uint32_t value)
+{
+    __atomic_store_n(own, value, __ATOMIC_RELAXED);
+}
+
+LAMPREY_DEVICE unsigned warp_index()
+{
+    return thread_has_one_vector ? thread_index() / 32 : thread_index();
+}
+LAMPREY_DEVICE unsigned warp_count()
+{
+    return thread_has_one_vector ? block_size() / 32 : block_size();
+}
+
+LAMPREY_DEVICE uint32_t value_of_lane(uint32_t value, unsigned distance)
+{
+    host_warp &warp = current_thread.warps[warp_index()];
+    const unsigned lane = thread_index() % 32;
+    warp.values[lane] = value;
+    warp.barrier.wait();
+    const uint32_t other = warp.values[lane ^ distance];
+    warp.barrier.wait();
+    return other;
+}
+
+/* Of a whole warp, which gets it. */
+template <class F> LAMPREY_DEVICE uint32_t warp_total(uint32_t value, F combine)
+{
+    for (unsigned distance = 1; distance < 32 && thread_has_one_vector; distance *= 2) {
+        value = combine(value, value_of_lane(value, distance));
+    }
+    return value;
 }
 
 template <class F> LAMPREY_DEVICE float tree_sum(F f)
 {
     float sums[32];
+    if (thread_has_one_vector) {
+        return float_of_bits(
+            warp_total(bits_of_float(f(thread_index() % 32)), [](uint32_t a, uint32_t b) {
+                return bits_of_float(float_of_bits(a) + float_of_bits(b));
+            }));
+    }
     for (unsigned lane = 0; lane < 32; lane++) {
         sums[lane] = f(lane);
     }
@@ -118,25 +183,23 @@ template <class F> LAMPREY_DEVICE float tree_sum(F f)
 
 LAMPREY_DEVICE uint32_t largest_of_warp(uint32_t value)
 {
-    return value;
+    return warp_total(value, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+}
+LAMPREY_DEVICE bool any_of_warp(bool value)
+{
+    return warp_total(value, [](uint32_t a, uint32_t b) { return a | b; });
 }
 
-LAMPREY_DEVICE unsigned warp_index()
-{
-    return thread_index();
-}
-LAMPREY_DEVICE unsigned warp_count()
-{
-    return block_size();
-}
 template <class F> LAMPREY_DEVICE void each_lane(unsigned count, F f)
 {
     for (unsigned lane = 0; lane < count && lane < 32; lane++) {
-        f(lane);
+        if (!thread_has_one_vector || lane == thread_index() % 32) {
+            f(lane);
+        }
     }
 }
 
-template <class T> LAMPREY_DEVICE void settle(T *&)
+template <class T> LAMPREY_DEVICE void settle(T &)
 {
 }
 
@@ -167,6 +230,11 @@ LAMPREY_DEVICE vector load_relaxed_sys(const vector *pointer)
         yield_to_writers();
     }
     return v;
+}
+
+LAMPREY_DEVICE vector load_shared(const uint32_t *own)
+{
+    return load_relaxed_sys(reinterpret_cast<const vector *>(own));
 }
 
 LAMPREY_DEVICE void store_relaxed_sys(vector *pointer, const vector &v)
@@ -250,20 +318,6 @@ LAMPREY_DEVICE void store(vector *pointer, const vector &v)
     memcpy(pointer, &v, sizeof v);
 }
 
-LAMPREY_DEVICE float float_of_bits(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-LAMPREY_DEVICE uint32_t bits_of_float(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
 LAMPREY_DEVICE double double_of_bits(uint64_t bits)
 {
     double value;
@@ -288,6 +342,10 @@ LAMPREY_DEVICE double multiply(double a, double b)
     return a * b;
 }
 
+LAMPREY_DEVICE float multiply_add(float a, float b, float c)
+{
+    return fmaf(a, b, c);
+}
 LAMPREY_DEVICE float divide(float a, float b)
 {
     return a / b;

@@ -14,7 +14,7 @@ extern "C" {
 enum lamprey_row_form {
     LAMPREY_ROWS_ANY,
     /* A share is moved in one round of one-shot, a vector a thread; all memory is at multiples of
-     * 16, the sum is in fp32, the rows are given, and ... */
+     * 16, the sum is in fp32, the rows are given, groups are a warp's (row_plan.h), and ... */
     LAMPREY_ROWS_SINGLE,           /* nothing is quantised */
     LAMPREY_ROWS_SINGLE_QUANTISED, /* or something may be */
 };

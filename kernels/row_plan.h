@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "kernels/plan.h"
-#include "kernels/rows.h"
+#include "kernels/row_instances.h"
 
 #define LAMPREY_ROW_THREADS 512
 #define LAMPREY_ROW_SHARED_BYTES (144u << 10) /* data-centre GPUs since A100; others have 99 */
@@ -135,12 +135,31 @@ static inline void lamprey_row_plan_params(const struct lamprey_row_shape *shape
     lane->row_cells[LAMPREY_TWO_SHOT] = slot_cells / lamprey_rows(LAMPREY_TWO_SHOT, shape->nranks);
 }
 
-/* Can the short way take the call, as far as all ranks know? Alignment is each rank's own. */
-static inline bool lamprey_row_plan_is_single(const struct lamprey_row_shape *shape,
-                                              const struct lamprey_row_plan *plan)
+/* Is a group a power of two of vectors of one warp? */
+static inline bool lamprey_row_group_is_a_warps(uint32_t group, uint32_t vector_elements)
 {
-    return shape->algorithm == LAMPREY_ONE_SHOT && plan->slice_vectors >= plan->share_vectors &&
-           shape->hidden % shape->vector_elements == 0;
+    const uint32_t vectors = group / vector_elements;
+    return group % vector_elements == 0 && vectors <= 32 && (vectors & (vectors - 1)) == 0;
+}
+
+/* Which kernels take the call, its parameters being complete. Ranks may differ, by alignment for
+ * one: a round is the same for all of them. */
+static inline enum lamprey_row_form lamprey_row_form_of(const struct lamprey_row_shape *shape,
+                                                        const struct lamprey_row_plan *plan,
+                                                        const struct lamprey_row_params *params)
+{
+    const struct lamprey_row_args *rows = &params->rows;
+    if (shape->algorithm != LAMPREY_ONE_SHOT || plan->slice_vectors < plan->share_vectors ||
+        shape->hidden % shape->vector_elements != 0 ||
+        (params->lane.flags & (LAMPREY_FLAG_WIDE | LAMPREY_FLAG_STEPWISE)) != LAMPREY_FLAG_WIDE ||
+        params->moe.source != LAMPREY_ROWS_GIVEN ||
+        params->prelude.bias || rows->flags & LAMPREY_ROW_PRE_NORM ||
+        (rows->quantisation == LAMPREY_QUANT_FP8_GROUP &&
+         !lamprey_row_group_is_a_warps(rows->group, shape->vector_elements))) {
+        return LAMPREY_ROWS_ANY;
+    }
+    return rows->quantisation == LAMPREY_QUANT_NONE ? LAMPREY_ROWS_SINGLE
+                                                    : LAMPREY_ROWS_SINGLE_QUANTISED;
 }
 
 #endif

@@ -33,6 +33,7 @@ enum lamprey_scale_layout {
 #define LAMPREY_ROW_NORM 1u        /* RMSNorm */
 #define LAMPREY_ROW_WIDE_GAMMA 2u  /* gamma is fp32, whatever the rows are */
 #define LAMPREY_ROW_EARLY_GAMMA 4u /* nothing on the stream writes gamma any more */
+#define LAMPREY_ROW_PRE_NORM 8u    /* RMSNorm before the residual too */
 
 /* Pointers: NULL where that input or output isn't there. */
 struct lamprey_row_args {
@@ -76,6 +77,12 @@ struct lamprey_moe {
     uint32_t wide_scales;   /* finalize: scales are fp32 and not of the rows' type */
 };
 
+/* What happens to the sum before the residual is added. Pointers: NULL where it isn't there. */
+struct lamprey_row_prelude {
+    const void *bias;  /* [hidden] */
+    const void *gamma; /* of LAMPREY_ROW_PRE_NORM; fp32 where the other one is */
+};
+
 struct lamprey_near_row_params {
     struct lamprey_row_args rows;
     struct lamprey_near_params lane; /* send: the input; recv: the all-reduce's output */
@@ -84,13 +91,15 @@ struct lamprey_near_row_params {
 struct lamprey_row_params {
     struct lamprey_row_args rows;
     struct lamprey_moe moe;
+    struct lamprey_row_prelude prelude;
     struct lamprey_all_reduce_params lane;
 };
 
 LAMPREY_ASSERT(sizeof(struct lamprey_row_args) == 112, "the same on host and device");
 LAMPREY_ASSERT(sizeof(struct lamprey_moe) == 48, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_row_prelude) == 16, "the same on host and device");
 LAMPREY_ASSERT(sizeof(struct lamprey_near_row_params) == 264, "the same on host and device");
-LAMPREY_ASSERT(sizeof(struct lamprey_row_params) == 824, "the same on host and device");
+LAMPREY_ASSERT(sizeof(struct lamprey_row_params) == 840, "the same on host and device");
 
 #ifdef __CUDACC__
 #define LAMPREY_BOTH static __host__ __device__ inline
@@ -101,9 +110,8 @@ LAMPREY_ASSERT(sizeof(struct lamprey_row_params) == 824, "the same on host and d
 #define LAMPREY_FLAG_STEPWISE 16u /* of the lane: sums are rounded to the type at each step */
 #define LAMPREY_ROW_MAX_WARPS 16
 
-/* Shared memory of a CTA, in this order: the share's vectors; its units' largest magnitudes; then,
- * for all CTAs of the cluster to write, twice (rows take turns) each segment's sum of squares and
- * each warp's largest magnitude; twice a word that says that some CTA has left. */
+/* Shared memory of a CTA, in this order: the share's vectors; what the cluster's CTAs tell each
+ * other (row_exchange.cuh), twice, since rows take turns; the units' largest magnitudes. */
 LAMPREY_BOTH uint32_t lamprey_share_segments(uint32_t share_vectors)
 {
     return (share_vectors + LAMPREY_SEGMENT_VECTORS - 1) / LAMPREY_SEGMENT_VECTORS;
@@ -114,17 +122,22 @@ LAMPREY_BOTH uint32_t lamprey_share_units(uint32_t share_vectors, uint32_t vecto
     return (share_vectors * vector_elements + LAMPREY_UNIT_ELEMENTS - 1) / LAMPREY_UNIT_ELEMENTS;
 }
 
-/* Words that a cluster's CTAs write to each of them for one row. */
+/* Of one row: a word a segment, and a word a warp. Both begin at multiples of a vector. */
+LAMPREY_BOTH uint32_t lamprey_row_square_words(uint32_t share_vectors, uint32_t cluster)
+{
+    return (cluster * lamprey_share_segments(share_vectors) + 3) / 4 * 4;
+}
+
 LAMPREY_BOTH uint32_t lamprey_row_exchange_words(uint32_t share_vectors, uint32_t cluster)
 {
-    return cluster * (lamprey_share_segments(share_vectors) + LAMPREY_ROW_MAX_WARPS);
+    return lamprey_row_square_words(share_vectors, cluster) + cluster * LAMPREY_ROW_MAX_WARPS;
 }
 
 static inline uint32_t lamprey_row_shared_bytes(uint32_t share_vectors, uint32_t vector_elements,
                                                 uint32_t cluster)
 {
-    const uint32_t words = lamprey_share_units(share_vectors, vector_elements) +
-                           2 * lamprey_row_exchange_words(share_vectors, cluster) + 2;
+    const uint32_t words = 2 * lamprey_row_exchange_words(share_vectors, cluster) +
+                           lamprey_share_units(share_vectors, vector_elements);
     return share_vectors * LAMPREY_VECTOR_BYTES + words * (uint32_t)sizeof(uint32_t);
 }
 

@@ -33,7 +33,8 @@ static void fill_params(const struct lamprey_comm *comm, const struct lamprey_wo
                         const struct lamprey_row_plan *plan, struct lamprey_row_params *params)
 {
     const struct lampreyFusedArgs *args = &call->args;
-    const bool norm = args->gamma || args->norm_out || args->flags & LAMPREY_FUSED_RMS_NORM;
+    const bool norm =
+        call->norm || args->gamma || args->norm_out || args->flags & LAMPREY_FUSED_RMS_NORM;
     const bool signal =
         args->flags & LAMPREY_FUSED_SIGNAL || lamprey_config_get()->pdl == LAMPREY_PDL_SIGNAL;
     *params = (struct lamprey_row_params){
@@ -50,6 +51,7 @@ static void fill_params(const struct lamprey_comm *comm, const struct lamprey_wo
                 .epsilon = args->epsilon,
                 .weight_bias = args->weight_bias,
                 .flags = (norm ? LAMPREY_ROW_NORM : 0) |
+                         (call->pre_norm ? LAMPREY_ROW_PRE_NORM : 0) |
                          (args->gamma_type == ncclFloat32 ? LAMPREY_ROW_WIDE_GAMMA : 0) |
                          (args->flags & LAMPREY_FUSED_GAMMA_CONSTANT ? LAMPREY_ROW_EARLY_GAMMA : 0),
                 .quantisation = (uint32_t)args->quantize, /* in the same order */
@@ -57,6 +59,7 @@ static void fill_params(const struct lamprey_comm *comm, const struct lamprey_wo
                 .group = args->group,
             },
         .moe = call->moe,
+        .prelude = call->prelude,
         .lane =
             {
                 .send = args->in,
@@ -149,14 +152,8 @@ static ncclResult_t launch(struct lamprey_comm *comm, const struct lamprey_fused
                                 call->name);
     }
     fill_params(comm, workspace, call, &shape, &plan, &params);
-    const bool single =
-        params.lane.flags & LAMPREY_FLAG_WIDE && !(params.lane.flags & LAMPREY_FLAG_STEPWISE) &&
-        call->moe.source == LAMPREY_ROWS_GIVEN && lamprey_row_plan_is_single(&shape, &plan);
-    const enum lamprey_row_form form = !single ? LAMPREY_ROWS_ANY
-                                       : call->args.quantize == lampreyQuantizeNone
-                                           ? LAMPREY_ROWS_SINGLE
-                                           : LAMPREY_ROWS_SINGLE_QUANTISED;
-    const int kernel = lamprey_row_kernel_of(shape.algorithm, call->element, shape.nranks, form);
+    const int kernel = lamprey_row_kernel_of(shape.algorithm, call->element, shape.nranks,
+                                             lamprey_row_form_of(&shape, &plan, &params));
     enum lamprey_status status = lamprey_device_enter(comm->device, &pushed);
     if (!status) {
         status = lamprey_order_before(&comm->order, workspace, stream, &step);

@@ -12,6 +12,9 @@ struct lamprey_fused {
     const char *name; /* of the function that was called */
     struct lampreyFusedArgs args;
     struct lamprey_moe moe;
+    struct lamprey_row_prelude prelude;
+    bool norm; /* whatever args say */
+    bool pre_norm;
     enum lamprey_element element;
     uint32_t element_bytes;
 };

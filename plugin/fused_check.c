@@ -46,27 +46,34 @@ static uint64_t scale_bytes(const struct lampreyFusedArgs *args)
     }
 }
 
+/* Bytes of one of the experts' scales. */
+static uint32_t scale_size(const struct lamprey_fused *call)
+{
+    return call->moe.wide_scales ? sizeof(float) : call->element_bytes;
+}
+
 static ncclResult_t check_overlaps(const struct lamprey_fused *call)
 {
     const struct lampreyFusedArgs *args = &call->args;
     const struct lamprey_moe *moe = &call->moe;
     const uint64_t elements = args->tokens * args->hidden;
     const uint64_t bytes = elements * call->element_bytes;
+    const uint64_t gamma_bytes = args->hidden * (args->gamma_type == ncclFloat32 ? 4 : 2);
     const bool given = moe->source == LAMPREY_ROWS_GIVEN;
-    const uint64_t choices = args->tokens * moe->count;
+    const uint64_t choices = moe->count * args->tokens;
     const struct span spans[] = {
         {"in", given ? args->in : NULL, bytes, false, true},
         {"residual_in", args->residual_in, bytes, false, true},
-        {"gamma", args->gamma, args->hidden * (args->gamma_type == ncclFloat32 ? 4 : 2), false,
-         false},
+        {"gamma", args->gamma, gamma_bytes, false, false},
+        {"pre_gamma", call->prelude.gamma, gamma_bytes, false, false},
+        {"bias", call->prelude.bias, args->hidden * call->element_bytes, false, false},
         {"scale", args->scale, sizeof(float), false, false},
         {"added", moe->added, bytes, false, false},
         {"rows", moe->inputs,
          moe->source == LAMPREY_ROWS_MOE_REDUCE ? moe->count * bytes : call->element_bytes, false,
          false},
-        {"scales", moe->scales, choices * (moe->wide_scales ? 4 : call->element_bytes), false,
-         false},
-        {"indices", moe->indices, choices * 4, false, false},
+        {"scales", moe->scales, choices * scale_size(call), false, false},
+        {"indices", moe->indices, choices * sizeof(int32_t), false, false},
         {"all_reduce_out", args->all_reduce_out, bytes, true, true},
         {"residual_out", args->residual_out, bytes, true, true},
         {"norm_out", args->norm_out, bytes, true, true},
@@ -156,17 +163,23 @@ static ncclResult_t check_moe(const struct lamprey_fused *call)
     if (!reduces && !moe->indices) {
         return FAIL(call, "%s: indices is NULL", call->name);
     }
-    const uint64_t misplaced =
-        ((uintptr_t)moe->inputs | (uintptr_t)moe->added) % call->element_bytes;
-    if (misplaced) {
-        return FAIL(call, "%s: rows or added isn't at a multiple of its type", call->name);
+    if (!isfinite(moe->factor)) {
+        return FAIL(call, "%s: factor is %g", call->name, (double)moe->factor);
     }
-    if ((uintptr_t)moe->scales % (moe->wide_scales ? 4 : call->element_bytes) != 0) {
-        return FAIL(call, "%s: scales isn't at a multiple of its type", call->name);
+    const struct {
+        const char *name;
+        const void *pointer;
+        uint32_t multiple;
+    } arrays[] = {{"rows", moe->inputs, call->element_bytes},
+                  {"added", moe->added, call->element_bytes},
+                  {"scales", moe->scales, scale_size(call)},
+                  {"indices", moe->indices, sizeof(int32_t)}};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        if ((uintptr_t)arrays[i].pointer % arrays[i].multiple != 0) {
+            return FAIL(call, "%s: %s isn't at a multiple of its type", call->name, arrays[i].name);
+        }
     }
-    return (uintptr_t)moe->indices % 4 != 0
-               ? FAIL(call, "%s: indices isn't at a multiple of 4", call->name)
-               : ncclSuccess;
+    return ncclSuccess;
 }
 
 static ncclResult_t check_rows(struct lamprey_fused *call)
@@ -179,18 +192,26 @@ static ncclResult_t check_rows(struct lamprey_fused *call)
                 {"all_reduce_out", args->all_reduce_out},
                 {"residual_in", args->residual_in},
                 {"residual_out", args->residual_out},
-                {"norm_out", args->norm_out}};
+                {"norm_out", args->norm_out},
+                {"bias", call->prelude.bias}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if ((uintptr_t)rows[i].pointer % call->element_bytes != 0) {
             return FAIL(call, "%s: %s isn't at a multiple of its type", call->name, rows[i].name);
         }
     }
-    if (args->gamma && args->gamma_type != args->type && args->gamma_type != ncclFloat32) {
+    const struct {
+        const char *name;
+        const void *pointer;
+    } gammas[] = {{"gamma", args->gamma}, {"pre_gamma", call->prelude.gamma}};
+    if ((args->gamma || call->prelude.gamma) && args->gamma_type != args->type &&
+        args->gamma_type != ncclFloat32) {
         return FAIL(call, "%s: gamma_type %d is neither type nor ncclFloat32", call->name,
                     args->gamma_type);
     }
-    if (args->gamma && (uintptr_t)args->gamma % (args->gamma_type == ncclFloat32 ? 4 : 2) != 0) {
-        return FAIL(call, "%s: gamma isn't at a multiple of its type", call->name);
+    for (size_t i = 0; i < sizeof gammas / sizeof gammas[0]; i++) {
+        if ((uintptr_t)gammas[i].pointer % (args->gamma_type == ncclFloat32 ? 4 : 2) != 0) {
+            return FAIL(call, "%s: %s isn't at a multiple of its type", call->name, gammas[i].name);
+        }
     }
     if (!(isfinite(args->epsilon) && args->epsilon >= 0)) {
         return FAIL(call, "%s: epsilon is %g", call->name, (double)args->epsilon);
@@ -256,6 +277,7 @@ bool lamprey_fused_is_wide(const struct lamprey_fused *call)
     const uintptr_t addresses =
         (uintptr_t)(given ? args->in : NULL) | (uintptr_t)args->all_reduce_out |
         (uintptr_t)args->residual_in | (uintptr_t)args->residual_out | (uintptr_t)args->gamma |
-        (uintptr_t)args->norm_out | (uintptr_t)call->moe.inputs | (uintptr_t)call->moe.added;
+        (uintptr_t)args->norm_out | (uintptr_t)call->moe.inputs | (uintptr_t)call->moe.added |
+        (uintptr_t)call->prelude.bias | (uintptr_t)call->prelude.gamma;
     return ((addresses | args->hidden * call->element_bytes) & (LAMPREY_VECTOR_BYTES - 1)) == 0;
 }

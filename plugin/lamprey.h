@@ -241,6 +241,32 @@ struct lampreyMoeFinalizeArgs {
     const void *added;          /* tokens x hidden (the shared expert's), or NULL */
 };
 
+/* Operators, by the numbers that they have in TensorRT-LLM's and FlashInfer's custom all-reduce:
+ *     b = s + bias
+ *     p = RMSNorm(b) * (weight_bias + pre_gamma) if the operator's name says PrePost, else b
+ *     h = p + residual_in
+ * and on as above. A bias goes with each of them. An operator with a norm has its result in
+ * norm_out, or in quant_out, or in both where its name says Out; None has it in residual_out. What
+ * else is computed can be had too: s in all_reduce_out, h in residual_out. */
+typedef enum {
+    lampreyFusionNone = 0,
+    lampreyFusionResidualRmsNorm = 1,
+    lampreyFusionLastProcessForUb = 2, /* the same: here every rank always has all rows */
+    lampreyFusionResidualRmsPrePostNorm = 3,
+    lampreyFusionResidualRmsNormQuantFp8 = 4,
+    lampreyFusionResidualRmsNormQuantNvfp4 = 5,
+    lampreyFusionResidualRmsNormOutQuantFp8 = 6,
+    lampreyFusionResidualRmsNormOutQuantNvfp4 = 7,
+    lampreyFusionRmsNorm = 16, /* without a residual */
+} lampreyFusionOp_t;
+
+struct lampreyCustomArgs {
+    size_t size;
+    lampreyFusionOp_t op;  /* args->quantize must fit it */
+    const void *bias;      /* hidden, of type; or NULL */
+    const void *pre_gamma; /* hidden, of args->gamma_type; NULL: all weights are 1 */
+};
+
 /* ncclInvalidArgument: lampreyGetLastError names the argument, and nothing is launched or written.
  * ncclInvalidUsage: the communicator isn't served, a group is open, the workspace isn't complete, or
  * some rank's GPU can't run these kernels. ncclRemoteError: an earlier call has waited for a peer in
@@ -253,6 +279,10 @@ LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFuse
 LAMPREY_API ncclResult_t lampreyMoeFinalizeAllReduceFused(const struct lampreyFusedArgs *args,
                                                           const struct lampreyMoeFinalizeArgs *moe,
                                                           ncclComm_t comm, cudaStream_t stream);
+
+LAMPREY_API ncclResult_t lampreyCustomAllReduce(const struct lampreyFusedArgs *args,
+                                                const struct lampreyCustomArgs *custom,
+                                                ncclComm_t comm, cudaStream_t stream);
 
 /* The names that MNNVL programs know, on args->workspace, of whatever ranks: the all-reduce alone,
  * into all_reduce_out; and with residual_in, gamma, and norm_out or quant_out or both. */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All-reduces with an epilogue through the plugin that ships: whole programs in the emulator.
 #include "kernels/fused_reference.h"
-#include "tests/serving_world.h"
+#include "tests/fused_rank.h"
 
 namespace {
 
@@ -9,14 +9,6 @@ using namespace serving_test;
 
 constexpr size_t kTokens = 5;
 constexpr size_t kHidden = 768;
-
-template <class F> F symbol(const char *name)
-{
-    void *library = dlopen(getenv("LAMPREY_TEST_PLUGIN"), RTLD_NOW);
-    F function = library ? (F)dlsym(library, name) : nullptr;
-    REQUIRE(function != nullptr);
-    return function;
-}
 
 // A rank's arrays: the input in send, everything else in recv.
 struct Fused {
@@ -275,87 +267,6 @@ TEST_F(FusedCalls, TakeNoTokensWithoutMemory)
         REQUIRE(fused.run() == ncclSuccess);
         REQUIRE(stats_of(self.comm).served == 1);
         REQUIRE(ncclCommDestroy(self.comm) == ncclSuccess);
-    });
-}
-
-// Nothing is launched, no peer is needed, and the text names the argument.
-TEST_F(FusedCalls, RefuseWhatMakesNoSense)
-{
-    processes(1, [](int) {
-        Rank self(0, 1);
-        const auto last_error = symbol<decltype(&lampreyGetLastError)>("lampreyGetLastError");
-        const struct {
-            const char *text;
-            void (*change)(Fused &);
-        } cases[] = {
-            {"args->size", [](Fused &f) { f.args.size--; }},
-            {"comm", [](Fused &f) { f.self.comm = nullptr; }},
-            {"type", [](Fused &f) { f.args.type = ncclInt32; }},
-            {"hidden", [](Fused &f) { f.args.hidden = 0; }},
-            {"tokens", [](Fused &f) { f.args.tokens = ~0ull; }},
-            {"strategy", [](Fused &f) { f.args.strategy = (lampreyStrategy_t)3; }},
-            {"flags", [](Fused &f) { f.args.flags = 64; }},
-            {": in ", [](Fused &f) { f.args.in = nullptr; }},
-            {": in ", [](Fused &f) { f.args.in = (const char *)f.args.in + 1; }},
-            {"gamma_type", [](Fused &f) { f.args.gamma_type = ncclFloat16; }},
-            {"epsilon", [](Fused &f) { f.args.epsilon = -1; }},
-            {"quantize", [](Fused &f) { f.args.quantize = (lampreyQuantize_t)9; }},
-            {"quant_out is NULL", [](Fused &f) { f.args.quant_out = nullptr; }},
-            {"scale_out is NULL", [](Fused &f) { f.args.scale_out = nullptr; }},
-            {"scale_value", [](Fused &f) { f.args.scale_value = 0; }},
-            {"layout", [](Fused &f) { f.args.layout = (lampreyScaleLayout_t)3; }},
-            {"multiple of 16", [](Fused &f) { f.args.hidden = 776; }},
-            {"group",
-             [](Fused &f) {
-                 f.args.quantize = lampreyQuantizeFp8PerGroup;
-                 f.args.group = 100;
-             }},
-            {"lampreyQuantizeNone", [](Fused &f) { f.args.quantize = lampreyQuantizeNone; }},
-            {"norm_out overlaps residual_in",
-             [](Fused &f) { f.args.norm_out = (char *)f.at(Fused::residual) + 16; }},
-            {"overlaps", [](Fused &f) { f.args.quant_out = f.args.norm_out; }},
-            {"no output",
-             [](Fused &f) {
-                 f.args.all_reduce_out = f.args.residual_out = f.args.norm_out = nullptr;
-                 f.args.quant_out = f.args.scale_out = nullptr;
-                 f.args.quantize = lampreyQuantizeNone;
-             }},
-        };
-        for (const auto &one : cases) {
-            self.comm = (ncclComm_t)&self; // looked at by nobody
-            Fused fused(self);
-            one.change(fused);
-            const ncclResult_t result = fused.run();
-            if (result != ncclInvalidArgument || !strstr(last_error(), one.text)) {
-                fprintf(stderr, "%s: %d, %s\n", one.text, result, last_error());
-                _exit(3);
-            }
-        }
-    });
-}
-
-TEST_F(FusedCalls, RefuseOutputsOverWhatExpertsBring)
-{
-    processes(1, [](int) {
-        Rank self(0, 1);
-        const auto last_error = symbol<decltype(&lampreyGetLastError)>("lampreyGetLastError");
-        const auto finalize =
-            symbol<decltype(&lampreyMoeFinalizeAllReduceFused)>("lampreyMoeFinalizeAllReduceFused");
-        for (const bool scales : {true, false}) {
-            Fused fused(self);
-            lampreyMoeFinalizeArgs moe = {};
-            void *const output = fused.at(Fused::norm_out);
-            moe.size = sizeof moe;
-            moe.top_k = 2;
-            moe.scales_type = ncclFloat32;
-            moe.scales = scales ? output : nullptr;
-            moe.indices = (const int32_t *)(scales ? (void *)self.send : output);
-            moe.rows = (const void *)self.send;
-            moe.factor = 1;
-            REQUIRE(finalize(&fused.args, &moe, (ncclComm_t)&self, nullptr) == ncclInvalidArgument);
-            REQUIRE(strstr(last_error(),
-                           scales ? "norm_out overlaps scales" : "norm_out overlaps indices"));
-        }
     });
 }
 

@@ -61,19 +61,58 @@ TEST_P(RowKernels, TakeTheShortWay)
                     continue;
                 }
                 RowCall call = {type, tokens, hidden};
-                const lamprey_row_shape shape = shape_of(call);
-                const lamprey_row_plan plan =
-                    lamprey_row_plan_of(&shape, call.lanes, call.cluster, slot_cells_);
-                ASSERT_TRUE(lamprey_row_plan_is_single(&shape, &plan));
                 for (lamprey_quantisation quantisation :
                      {LAMPREY_QUANT_NONE, LAMPREY_QUANT_FP8_TOKEN, LAMPREY_QUANT_NVFP4}) {
                     call.quantisation = quantisation;
                     run_rows(call, seed++);
+                    ASSERT_NE(form_, LAMPREY_ROWS_ANY);
                     if (HasFatalFailure()) {
                         return;
                     }
                 }
             }
+        }
+    }
+}
+
+// The same where each thread has one vector, as on a GPU, if the emulator has so many; clusters and
+// their rows in turn, and every way of quantising between the lanes of a warp.
+TEST_P(RowKernels, GiveEachThreadAVector)
+{
+    open_rows((uint32_t)GetParam(), 512 * (uint32_t)GetParam());
+    if (many()) {
+        GTEST_SKIP() << "there is no kernel for so many ranks";
+    }
+    uint64_t seed = 900;
+    for (element_type type : kTypes) {
+        RowCall call = {type, 5, type == LAMPREY_REFERENCE_F32 ? 1056u : 2080u};
+        call.cluster = 2;
+        call.lanes = 4;
+        const auto run = [&](lamprey_quantisation quantisation, data_kind kind) {
+            call.quantisation = quantisation;
+            call.kind = kind;
+            call.norm = kind != data_kind::specials; // a special value makes the row one
+            call.norm_out = call.norm && seed % 2;
+            call.sum_out = seed % 2;
+            call.gamma = seed % 3 ? weights::of_type : weights::fp32;
+            call.scale_in_memory = seed % 3 != 0;
+            run_rows(call, seed++);
+            ASSERT_EQ(form_, quantisation == LAMPREY_QUANT_NONE ? LAMPREY_ROWS_SINGLE
+                                                                : LAMPREY_ROWS_SINGLE_QUANTISED);
+        };
+        run(LAMPREY_QUANT_NONE, data_kind::numbers);
+        for (data_kind kind : {data_kind::numbers, data_kind::specials}) {
+            run(LAMPREY_QUANT_FP8_STATIC, kind);
+            run(LAMPREY_QUANT_FP8_TOKEN, kind);
+            call.group = 32;
+            run(LAMPREY_QUANT_FP8_GROUP, kind);
+            call.layout = (lamprey_scale_layout)(seed % 3);
+            call.scale = 800;
+            run(LAMPREY_QUANT_NVFP4, kind);
+            call.scale = 0.37f;
+        }
+        if (HasFatalFailure()) {
+            return;
         }
     }
 }
@@ -229,6 +268,7 @@ TEST_P(RowKernels, ReduceAndFinalizeExperts)
                     call.source = source;
                     call.added = choice & 1;
                     call.expert_scales = source == LAMPREY_ROWS_MOE_REDUCE || choice & 2;
+                    call.wide_scales = source == LAMPREY_ROWS_MOE_REDUCE || choice % 3 != 0;
                     call.stepwise = choice & 4;
                     call.factor = source == LAMPREY_ROWS_MOE_FINALIZE && choice % 2 ? 2.5f : 1.0f;
                     call.quantisation =
@@ -239,6 +279,50 @@ TEST_P(RowKernels, ReduceAndFinalizeExperts)
                     }
                 }
             }
+        }
+    }
+}
+
+// What the sum goes through before the residual, with and without what comes after it.
+TEST_P(RowKernels, AddBiasAndNormaliseTwice)
+{
+    open_rows((uint32_t)GetParam());
+    for (unsigned choice = 0; choice < 48; choice++) {
+        RowCall call = {kTypes[choice % 3], many() ? 2u : 7u, choice % 5 == 0 ? 515u : 1536u,
+                        kAlgorithms[choice / 3 % 2]};
+        call.bias = choice & 1;
+        call.pre_norm = !call.bias || choice & 2;
+        call.pre_gamma = !call.pre_norm   ? weights::none
+                         : choice % 7 < 3 ? weights::of_type
+                         : choice % 7 < 5 ? weights::fp32
+                                          : weights::none;
+        call.gamma = call.pre_gamma;
+        call.residual = choice & 4;
+        call.norm = call.norm_out = choice & 8;
+        call.sum_out = choice & 16;
+        call.weight_bias = choice & 1 ? 1.0f : 0.0f;
+        call.quantisation = choice % 4 == 0 ? LAMPREY_QUANT_FP8_TOKEN : LAMPREY_QUANT_NONE;
+        call.lanes = 2 + choice % 5;
+        run_rows(call, 900 + choice);
+        if (HasFatalFailure()) {
+            return;
+        }
+    }
+}
+
+TEST_P(RowKernels, WriteOverTheirInputs)
+{
+    open_rows((uint32_t)GetParam());
+    for (unsigned choice = 0; choice < 16; choice++) {
+        RowCall call = {kTypes[choice % 3], many() ? 2u : 5u, choice % 5 == 0 ? 515u : 1536u,
+                        kAlgorithms[choice % 2]};
+        call.in_place = true;
+        call.norm = call.norm_out = choice & 2;
+        call.bias = call.pre_norm = choice & 4;
+        call.residual = call.norm || choice & 8;
+        run_rows(call, 950 + choice);
+        if (HasFatalFailure()) {
+            return;
         }
     }
 }
@@ -299,8 +383,7 @@ TEST_P(RowKernels, LeaveTogether)
         call.quantisation = LAMPREY_QUANT_FP8_TOKEN;
         timeout_ms_ = 50;
         for (int repeat = 0; repeat < 2; repeat++) {
-            std::vector<Arena> arenas;
-            lay_out(call, 700, arenas);
+            const std::vector<Arena> arenas = lay_out(call, ranks_.size(), 700);
             for (uint32_t r = 1; r < ranks_.size(); r++) {
                 CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
                 CHECK_CU(
@@ -336,8 +419,7 @@ TEST_P(RowKernels, MakeNothingOfAPartOfARow)
     dead.dead = 1;
     CHECK_CU(cuCtxSetCurrent(ranks_[0].context));
     CHECK_CU(cuMemcpyHtoD(ranks_[0].lanes + sizeof dead, &dead, sizeof dead));
-    std::vector<Arena> arenas;
-    lay_out(call, 800, arenas);
+    const std::vector<Arena> arenas = lay_out(call, ranks_.size(), 800);
     for (uint32_t r = 0; r < ranks_.size(); r++) {
         CHECK_CU(cuCtxSetCurrent(ranks_[r].context));
         CHECK_CU(cuMemcpyHtoD(arenas_[r], arenas[r].before.data(), arenas[r].before.size()));

@@ -138,6 +138,32 @@ class GpuPair {
         CHECK_CU(cuCtxSetCurrent(gpus_[rank].context));
     }
 
+    // Do both ranks have the machine's only GPU? Then the CTAs of both must fit on it, and of two
+    // calls each where one starts early.
+    bool shared() const
+    {
+        return gpus_[0].context == gpus_[1].context;
+    }
+
+    const Gpu &gpu(int rank) const
+    {
+        return gpus_[rank];
+    }
+
+    // Of any library, for both ranks.
+    CUkernel load(CUlibrary library, const char *name) const
+    {
+        CUkernel kernel = nullptr;
+        CHECK_CU(cuLibraryGetKernel(&kernel, library, name));
+        for (int rank = 0; rank < kRanks; rank++) {
+            CUfunction function = nullptr;
+            use(rank);
+            CHECK_CU(cuKernelGetFunction(&function, kernel));
+            CHECK_CU(cuFuncLoad(function));
+        }
+        return kernel;
+    }
+
     // One of kernels.cu.
     CUkernel test_kernel(const char *name) const
     {
@@ -210,19 +236,6 @@ class GpuPair {
         CHECK_CU(cuMemHostGetDevicePointer(&gpu.alarm, alarm_, 0));
         CHECK_CU(cuStreamCreate(&gpu.stream, CU_STREAM_NON_BLOCKING));
         reset(rank, most_slot_cells_);
-    }
-
-    CUkernel load(CUlibrary library, const char *name) const
-    {
-        CUkernel kernel = nullptr;
-        CHECK_CU(cuLibraryGetKernel(&kernel, library, name));
-        for (int rank = 0; rank < kRanks; rank++) {
-            CUfunction function = nullptr;
-            use(rank);
-            CHECK_CU(cuKernelGetFunction(&function, kernel));
-            CHECK_CU(cuFuncLoad(function));
-        }
-        return kernel;
     }
 
     const uint32_t lanes_;

@@ -230,6 +230,7 @@ try demo_check 120 served "${with[@]}" "$here/programs/all_reduce_demo" --no-tim
 try threads 60 served "${with[@]}" "$here/programs/threads"
 try group 60 served "${with[@]}" "$here/programs/group"
 try many_calls_group 60 served "${with[@]}" "$here/programs/many_calls_group"
+try fused_all_reduce 60 served "${with[@]}" "$here/programs/fused_all_reduce" --rounds=50
 try dlsym_first 60 served "${with[@]}" "$here/programs/dlsym_first"
 try graph_mix 60 served "${with[@]}" "$here/programs/graph_mix" --rounds=300
 if [ -n "$python" ]; then
@@ -311,6 +312,7 @@ fi
 
 # Frameworks.
 if [ -n "$python" ]; then
+    try ctypes_fused 90 served "${with[@]}" "$python" -B "$here/programs/ctypes_fused.py"
     try ctypes_all_reduce 90 served "${with[@]}" "$python" "$here/programs/ctypes_all_reduce.py"
     if [ "$quick" = 0 ]; then
         try cupy_all_reduce 90 served "${with[@]}" "$python" "$here/programs/cupy_all_reduce.py"

@@ -1,6 +1,6 @@
 """Tests that run a program of this package in the emulator."""
 
-def emulated_test(name, program, expectation, gpus = 2, args = [], variables = [], tags = []):
+def emulated_test(name, program, expectation, gpus = 2, args = [], variables = [], data = [], tags = []):
     """See emulated_test.sh for the expectations."""
     native.sh_test(
         name = name,
@@ -10,7 +10,7 @@ def emulated_test(name, program, expectation, gpus = 2, args = [], variables = [
             expectation,
             str(gpus),
         ] + ["'%s'" % variable for variable in variables] + ["tests/programs/" + program] + args,
-        data = [
+        data = data + [
             ":" + program,
             "//plugin:liblamprey.so",
             "//plugin:libnccl-env.so",

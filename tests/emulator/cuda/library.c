@@ -385,11 +385,13 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction handle, void 
     if (bytes > 0 && (parameters == NULL || parameters[0] == NULL)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    const int threads = emulator_block_threads((unsigned)block);
     struct emulator_work work = {
         .kind = EMULATOR_WORK_KERNEL,
         .kernel = {.kernel = function->kernel,
                    .launch = {.grid = (unsigned)grid,
-                              .block = (unsigned)emulator_block_threads((unsigned)block),
+                              .block = (unsigned)threads,
+                              .whole = (uint64_t)threads == block && threads % 32 == 0,
                               .cluster = (unsigned)cluster,
                               .shared_bytes = config->sharedMemBytes},
                    .parameter_bytes = bytes}};
