@@ -261,7 +261,6 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     struct early {
         vector residual;
         vector gamma[2];
-        float inverse_hidden;
         float scale; /* what the quantiser takes: the scale, or its inverse for FP8 */
     };
 
@@ -338,7 +337,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     }
 
     /* The row's factor. False: some CTA of the cluster lacks its data, and all have left. */
-    LAMPREY_INLINE bool take_factor(float inverse_hidden, float *factor)
+    LAMPREY_INLINE bool take_factor(float *factor)
     {
         float total;
         if (!exchange.template take_squares < SINGLE ? 4 : 1 > (&total)) {
@@ -347,7 +346,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             }
             return false;
         }
-        *factor = inverse_root(multiply(total, inverse_hidden) + rows.epsilon);
+        *factor = inverse_root(multiply(total, rows.inverse_hidden) + rows.epsilon);
         return true;
     }
 
@@ -402,7 +401,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         }
         float factor;
         give_squares(token);
-        if (!take_factor(divide(1.0f, (float)rows.hidden), &factor)) {
+        if (!take_factor(&factor)) {
             return false;
         }
         if (normalises()) {
@@ -434,7 +433,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             return true;
         }
         float factor;
-        if (!take_factor(ahead.inverse_hidden, &factor)) {
+        if (!take_factor(&factor)) {
             return false;
         }
         if (normalises() && has_vector) {
@@ -474,11 +473,16 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
      * addresses are there before, and all that comes from memory is under way at once. */
     LAMPREY_INLINE void run_in_registers()
     {
-        early ahead = {
-            {{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}, divide(1.0f, (float)rows.hidden), 0};
+        early ahead = {{{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}, 0};
+        if (exchanges()) {
+            exchange.begin();
+        }
         const bool has_vector = thread_index() < count;
         const bool has_gamma = has_vector && rows.gamma;
-        const bool early_gamma = rows.flags & LAMPREY_ROW_EARLY_GAMMA;
+        /* Beside eight ranks' vectors there are no registers for it: gamma comes while the
+         * cluster's sums are under way. */
+        constexpr bool crowded = RANKS == LAMPREY_NEAR_RANKS;
+        const bool early_gamma = !crowded && rows.flags & LAMPREY_ROW_EARLY_GAMMA;
         const unsigned clusters = cluster_count();
         uint64_t token = cluster_index();
         const vector *own_at = vector_of(p.lane.send, token);
@@ -487,14 +491,10 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         if (has_gamma && early_gamma) {
             load_gamma(thread_index(), ahead.gamma);
         }
-        if (exchanges()) {
-            exchange.begin();
-        }
         lane.prepare_addresses();
         settle(own_at);
         settle(residual_at);
         settle(state_at);
-        settle(ahead.inverse_hidden);
         wait_for_dependencies();
         if (p.lane.flags & LAMPREY_FLAG_SIGNAL) {
             launch_dependents();
@@ -508,7 +508,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         if (has_vector && rows.residual) {
             ahead.residual = load(residual_at);
         }
-        if (has_gamma && !early_gamma) {
+        if (has_gamma && !early_gamma && !crowded) {
             load_gamma(thread_index(), ahead.gamma);
         }
         const bool dead = lane.aborted;
@@ -527,6 +527,9 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             }
             if (!dead) {
                 receive_single(own);
+            }
+            if (has_gamma && crowded) {
+                load_gamma(thread_index(), ahead.gamma);
             }
             if (!finish_vector(token, ahead) || last) {
                 return;
