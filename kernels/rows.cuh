@@ -474,9 +474,6 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     LAMPREY_INLINE void run_in_registers()
     {
         early ahead = {{{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}, 0};
-        if (exchanges()) {
-            exchange.begin();
-        }
         const bool has_vector = thread_index() < count;
         const bool has_gamma = has_vector && rows.gamma;
         /* Beside eight ranks' vectors there are no registers for it: gamma comes while the
@@ -490,6 +487,9 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         lamprey_lane *state_at = p.lane.lanes + lane.lane;
         if (has_gamma && early_gamma) {
             load_gamma(thread_index(), ahead.gamma);
+        }
+        if (exchanges()) {
+            exchange.begin();
         }
         lane.prepare_addresses();
         settle(own_at);
