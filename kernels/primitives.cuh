@@ -210,10 +210,6 @@ template <class T> LAMPREY_DEVICE void settle(T *&address)
 {
     asm volatile("" : "+l"(address));
 }
-LAMPREY_DEVICE void settle(float &value)
-{
-    asm volatile("" : "+f"(value));
-}
 
 /* Waits until the kernels before this one on the stream have finished and their writes are visible.
  * Returns at once if the launch doesn't overlap them. */

@@ -7,7 +7,7 @@
 using namespace lamprey;
 
 #define LAMPREY_DEFINE(name, algorithm, element, ranks, form)                                      \
-    extern "C" __global__ void __launch_bounds__(LAMPREY_ROW_THREADS)                              \
+    extern "C" __global__ void __launch_bounds__(LAMPREY_ROW_THREADS, 1)                           \
         name(const __grid_constant__ row_params_for<ranks>::type params)                           \
     {                                                                                              \
         all_reduce_rows<algorithm, element, ranks, form>(params);                                  \

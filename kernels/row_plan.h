@@ -123,6 +123,7 @@ static inline void lamprey_row_plan_params(const struct lamprey_row_shape *shape
 {
     rows->tokens = shape->tokens;
     rows->hidden = shape->hidden;
+    rows->inverse_hidden = 1.0f / (float)shape->hidden;
     rows->row_vectors = plan->row_vectors;
     rows->share_vectors = plan->share_vectors;
     rows->slice_vectors = plan->slice_vectors;

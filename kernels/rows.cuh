@@ -266,7 +266,6 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     struct early {
         vector residual;
         vector gamma[2];
-        float inverse_hidden;
         float scale; /* what the quantiser takes: the scale, or its inverse for FP8 */
     };
 
@@ -385,7 +384,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     }
 
     /* The row's factor. False: some CTA of the cluster lacks its data, and all have left. */
-    LAMPREY_INLINE bool take_factor(float inverse_hidden, float *factor)
+    LAMPREY_INLINE bool take_factor(float *factor)
     {
         float total;
         if (!exchange.template take_squares < SINGLE ? 4 : 1 > (&total)) {
@@ -394,7 +393,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             }
             return false;
         }
-        *factor = inverse_root(multiply(total, inverse_hidden) + rows.epsilon);
+        *factor = inverse_root(multiply(total, rows.inverse_hidden) + rows.epsilon);
         return true;
     }
 
@@ -432,12 +431,11 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     {
         /* A thread's vectors are others' from here on, and so is that some are missing. */
         lane.aborted = block_any(lane.aborted);
-        const float inverse_hidden = divide(1.0f, (float)rows.hidden);
         float pre_factor = 0;
         const auto finished = [&](unsigned index) { return finish_sum(token, index, pre_factor); };
         if (pre_normalises()) {
             give_squares([&](unsigned index) { return biased(index); });
-            if (!take_factor(inverse_hidden, &pre_factor)) {
+            if (!take_factor(&pre_factor)) {
                 return false;
             }
         }
@@ -450,7 +448,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         }
         float factor;
         give_squares(finished);
-        if (!take_factor(inverse_hidden, &factor)) {
+        if (!take_factor(&factor)) {
             return false;
         }
         if (normalises()) {
@@ -482,7 +480,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             return true;
         }
         float factor;
-        if (!take_factor(ahead.inverse_hidden, &factor)) {
+        if (!take_factor(&factor)) {
             return false;
         }
         if (normalises() && has_vector) {
@@ -522,11 +520,13 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
      * addresses are there before, and all that comes from memory is under way at once. */
     LAMPREY_INLINE void run_in_registers()
     {
-        early ahead = {
-            {{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}, divide(1.0f, (float)rows.hidden), 0};
+        early ahead = {{{0, 0, 0, 0}}, {{{0, 0, 0, 0}}, {{0, 0, 0, 0}}}, 0};
         const bool has_vector = thread_index() < count;
         const bool has_gamma = has_vector && rows.gamma;
-        const bool early_gamma = rows.flags & LAMPREY_ROW_EARLY_GAMMA;
+        /* Beside eight ranks' vectors there are no registers for it: gamma comes while the
+         * cluster's sums are under way. */
+        constexpr bool crowded = RANKS == LAMPREY_NEAR_RANKS;
+        const bool early_gamma = !crowded && rows.flags & LAMPREY_ROW_EARLY_GAMMA;
         const unsigned clusters = cluster_count();
         uint64_t token = cluster_index();
         const vector *own_at = vector_of(p.lane.send, token);
@@ -542,7 +542,6 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         settle(own_at);
         settle(residual_at);
         settle(state_at);
-        settle(ahead.inverse_hidden);
         wait_for_dependencies();
         if (p.lane.flags & LAMPREY_FLAG_SIGNAL) {
             launch_dependents();
@@ -556,7 +555,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
         if (has_vector && rows.residual) {
             ahead.residual = load(residual_at);
         }
-        if (has_gamma && !early_gamma) {
+        if (has_gamma && !early_gamma && !crowded) {
             load_gamma(rows.gamma, thread_index(), ahead.gamma);
         }
         const bool dead = lane.aborted;
@@ -575,6 +574,9 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
             }
             if (!dead) {
                 receive_single(own);
+            }
+            if (has_gamma && crowded) {
+                load_gamma(rows.gamma, thread_index(), ahead.gamma);
             }
             if (!finish_vector(token, ahead) || last) {
                 return;

@@ -56,7 +56,7 @@ struct lamprey_row_args {
     uint32_t quantisation;  /* enum lamprey_quantisation */
     uint32_t layout;        /* enum lamprey_scale_layout */
     uint32_t group;         /* elements that share a scale */
-    uint32_t reserved;
+    float inverse_hidden;   /* 1 / hidden, rounded */
 };
 
 enum lamprey_row_source {

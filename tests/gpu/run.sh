@@ -72,7 +72,7 @@ if [ "$list" = 0 ]; then
     [ -n "$nccl" ] || say "run: no libnccl.so.2 found: set NCCL_LIBRARY (its tests will be skipped)"
     mkdir -p "$results/logs" || exit 1
     # What an earlier run left is not of today.
-    rm -f "$results"/logs/*.log "$results"/{times.txt,order_cost.tsv,counts.txt}
+    rm -f "$results"/logs/*.log "$results"/{times.txt,order_cost.tsv,row_bench.tsv,counts.txt}
     : >"$results/summary.tsv"
     : >"$results/times.tsv"
     work=$(mktemp -d)
@@ -277,6 +277,10 @@ fi
 [ -n "$topology" ] || try order_cost 60 any "${kernels[@]}" "$here/programs/order_cost"
 if has_passed order_cost; then
     grep "^order" "$results/logs/order_cost.log" >"$results/order_cost.tsv"
+fi
+[ -n "$topology" ] || try row_bench 120 any "${kernels[@]}" "$here/programs/row_bench" --quick
+if has_passed row_bench; then
+    grep "^row" "$results/logs/row_bench.log" >"$results/row_bench.tsv"
 fi
 if [ "$quick" = 0 ]; then
     try demo_lamprey_pdl_off 90 served "${with[@]}" LAMPREY_PDL=off "${demo[@]}"
