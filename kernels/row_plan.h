@@ -153,8 +153,8 @@ static inline enum lamprey_row_form lamprey_row_form_of(const struct lamprey_row
     if (shape->algorithm != LAMPREY_ONE_SHOT || plan->slice_vectors < plan->share_vectors ||
         shape->hidden % shape->vector_elements != 0 ||
         (params->lane.flags & (LAMPREY_FLAG_WIDE | LAMPREY_FLAG_STEPWISE)) != LAMPREY_FLAG_WIDE ||
-        params->moe.source != LAMPREY_ROWS_GIVEN ||
-        params->prelude.bias || rows->flags & LAMPREY_ROW_PRE_NORM ||
+        params->moe.source != LAMPREY_ROWS_GIVEN || params->prelude.bias ||
+        rows->flags & LAMPREY_ROW_PRE_NORM ||
         (rows->quantisation == LAMPREY_QUANT_FP8_GROUP &&
          !lamprey_row_group_is_a_warps(rows->group, shape->vector_elements))) {
         return LAMPREY_ROWS_ANY;

@@ -16,9 +16,9 @@ struct lamprey_device {
     int ordinal;
     CUcontext context;
     unsigned long long context_id;
-        /* a reset context keeps its handle and gets another id */ /* primary, retained for the life
-                                                                      of the process */
-    int capability;                                                /* e.g. 90 */
+    /* a reset context keeps its handle and gets another id */ /* primary, retained for the life
+                                                                  of the process */
+    int capability;                                            /* e.g. 90 */
     int multiprocessors;
     uint64_t pci_id; /* topology.h: lamprey_pci_id */
     uint8_t uuid[16];

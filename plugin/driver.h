@@ -23,7 +23,7 @@ extern "C" {
     X(DeviceGetUuid, cuDeviceGetUuid, 11040, 2)                                                    \
     X(DevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, 1)                                   \
     X(CtxGetCurrent, cuCtxGetCurrent, 4000, 1)                                                     \
-    X(CtxGetId, cuCtxGetId, 12000, 2)                                                      \
+    X(CtxGetId, cuCtxGetId, 12000, 2)                                                              \
     X(CtxPushCurrent, cuCtxPushCurrent, 4000, 1)                                                   \
     X(CtxPopCurrent, cuCtxPopCurrent, 4000, 1)                                                     \
     X(ThreadExchangeStreamCaptureMode, cuThreadExchangeStreamCaptureMode, 10010, 1)                \

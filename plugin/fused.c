@@ -292,6 +292,15 @@ ncclResult_t lampreyFp4SwizzledScaleSize(uint64_t tokens, uint64_t columns, uint
     if (!bytes) {
         return lamprey_api_fail(ncclInvalidArgument, "lampreyFp4SwizzledScaleSize: bytes is NULL");
     }
-    *bytes = (tokens + 127) / 128 * 128 * ((columns + 3) / 4 * 4);
+    uint64_t rows;
+    uint64_t padded;
+    uint64_t size;
+    if (__builtin_add_overflow(tokens, 127, &rows) || __builtin_add_overflow(columns, 3, &padded) ||
+        __builtin_mul_overflow(rows / 128 * 128, padded / 4 * 4, &size)) {
+        return lamprey_api_fail(ncclInvalidArgument,
+                                "lampreyFp4SwizzledScaleSize: tokens x columns is more than memory "
+                                "can be");
+    }
+    *bytes = size;
     return ncclSuccess;
 }

@@ -156,12 +156,12 @@ LAMPREY_API ncclResult_t lampreyLamportInitializeAll(const lampreyWorkspace_t *w
  * has every rounding.
  *
  * A call works on a communicator or on a workspace. The communicator must be served (its log line
- * says so); it is set up at its first call, and that blocks until every rank has come: a thread that
- * drives several GPUs makes a grouped ncclAllReduce on their communicators first. Calls are ordered
- * with NCCL's and captured like ncclAllReduce, but may not stand inside a group. On all ranks
- * tokens, hidden, type, strategy and the accumulation must be equal, and where one rank's quantize
- * is lampreyQuantizeFp8PerGroup, all ranks' quantize and group; else pointers, their alignment and
- * the choice of outputs may differ. */
+ * says so); it is set up at its first call, and that blocks until every rank has come: a thread
+ * that drives several GPUs makes a grouped ncclAllReduce on their communicators first. Calls are
+ * ordered with NCCL's and captured like ncclAllReduce, but may not stand inside a group. On all
+ * ranks tokens, hidden, type, strategy and the accumulation must be equal, and where one rank's
+ * quantize is lampreyQuantizeFp8PerGroup, all ranks' quantize and group; else pointers, their
+ * alignment and the choice of outputs may differ. */
 
 typedef enum {
     lampreyQuantizeNone = 0,
@@ -268,9 +268,9 @@ struct lampreyCustomArgs {
 };
 
 /* ncclInvalidArgument: lampreyGetLastError names the argument, and nothing is launched or written.
- * ncclInvalidUsage: the communicator isn't served, a group is open, the workspace isn't complete, or
- * some rank's GPU can't run these kernels. ncclRemoteError: an earlier call has waited for a peer in
- * vain (LAMPREY_TIMEOUT). */
+ * ncclInvalidUsage: the communicator isn't served, a group is open, the workspace isn't complete,
+ * or some rank's GPU can't run these kernels. ncclRemoteError: an earlier call has waited for a
+ * peer in vain (LAMPREY_TIMEOUT). */
 LAMPREY_API ncclResult_t lampreyAllReduceFused(const struct lampreyFusedArgs *args, ncclComm_t comm,
                                                cudaStream_t stream);
 LAMPREY_API ncclResult_t lampreyMoeReduceAllReduceFused(const struct lampreyFusedArgs *args,
@@ -291,7 +291,8 @@ LAMPREY_API ncclResult_t lampreyMnnvlAllReduce(const struct lampreyFusedArgs *ar
 LAMPREY_API ncclResult_t lampreyMnnvlAllReduceRmsNorm(const struct lampreyFusedArgs *args,
                                                       cudaStream_t stream);
 
-/* Bytes of NVFP4's scales in the layout 128x4; columns: hidden / 16. */
+/* Bytes of NVFP4's scales in the layout 128x4; columns: hidden / 16. ncclInvalidArgument: bytes is
+ * NULL, or they are more than a uint64_t holds. */
 LAMPREY_API ncclResult_t lampreyFp4SwizzledScaleSize(uint64_t tokens, uint64_t columns,
                                                      uint64_t *bytes);
 

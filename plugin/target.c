@@ -69,7 +69,7 @@ ncclResult_t lamprey_target_ready(const struct lamprey_target *target)
                                 "first",
                                 function, argument);
     case LAMPREY_COMM_BROKEN:
-        return lamprey_api_fail(ncclUnhandledCudaError, "%s: %s's set-up failed", function,
+        return lamprey_api_fail(atomic_load(&comm->failure), "%s: %s's set-up failed", function,
                                 argument);
     case LAMPREY_COMM_ABORTED:
         return lamprey_api_fail(ncclInternalError, "%s: %s is aborted", function, argument);

@@ -355,6 +355,11 @@ TEST_F(FusedErrors, NameWhatIsNull)
         expect_error(scale_size(1, 1, nullptr), ncclInvalidArgument, "bytes is NULL");
         uint64_t bytes = 0;
         REQUIRE(scale_size(129, 5, &bytes) == ncclSuccess && bytes == 256 * 8);
+        expect_error(scale_size(UINT64_MAX, 1, &bytes), ncclInvalidArgument, "more than memory");
+        expect_error(scale_size(1, UINT64_MAX, &bytes), ncclInvalidArgument, "more than memory");
+        expect_error(scale_size(1ull << 32, 1ull << 32, &bytes), ncclInvalidArgument,
+                     "more than memory");
+        REQUIRE(bytes == 256 * 8);
     });
 }
 

@@ -10,8 +10,9 @@
 void JOIN(lamprey_header_, STANDARD)(size_t *sizes)
 {
     sizes[0] = sizeof(struct lampreyStats);
-    sizes[1] = sizeof(struct lampreyFusedArgs);
-    sizes[2] = sizeof(struct lampreyMoeReduceArgs);
-    sizes[3] = sizeof(struct lampreyMoeFinalizeArgs);
-    sizes[4] = sizeof(struct lampreyCustomArgs);
+    sizes[1] = sizeof(struct lampreyWorkspaceArgs);
+    sizes[2] = sizeof(struct lampreyFusedArgs);
+    sizes[3] = sizeof(struct lampreyMoeReduceArgs);
+    sizes[4] = sizeof(struct lampreyMoeFinalizeArgs);
+    sizes[5] = sizeof(struct lampreyCustomArgs);
 }

@@ -5,7 +5,7 @@
 
 #include <stddef.h>
 
-#define LAMPREY_HEADER_STRUCTS 5
+#define LAMPREY_HEADER_STRUCTS 6
 
 #ifdef __cplusplus
 extern "C" {

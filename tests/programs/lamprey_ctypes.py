@@ -6,7 +6,7 @@ Copy it into a program, or call lampreyXxx of the object that load() gives. layo
 
 import ctypes
 import os
-from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_size_t, c_ubyte, c_uint32, c_uint64, c_void_p
 
 FLOAT16, FLOAT32, BFLOAT16 = 6, 7, 9  # ncclDataType_t
 QUANTIZE_NONE, QUANTIZE_FP8, QUANTIZE_FP8_PER_TOKEN, QUANTIZE_FP8_PER_GROUP, QUANTIZE_NVFP4 = range(5)
@@ -17,6 +17,9 @@ RMS_NORM, GAMMA_CONSTANT, ACCUMULATE_IN_TYPE, SIGNAL = 1, 2, 4, 8  # flags
  FUSION_RESIDUAL_RMS_NORM_QUANT_FP8, FUSION_RESIDUAL_RMS_NORM_QUANT_NVFP4, FUSION_RESIDUAL_RMS_NORM_OUT_QUANT_FP8,
  FUSION_RESIDUAL_RMS_NORM_OUT_QUANT_NVFP4) = range(8)
 FUSION_RMS_NORM = 16
+WORKSPACE_ACROSS_HOSTS = 1
+
+WorkspaceHandle = c_ubyte * 2048
 
 
 class Sized(ctypes.Structure):
@@ -31,6 +34,18 @@ class Stats(Sized):
         "served", "served_captured", "served_grouped", "fallback_communicator", "fallback_type", "fallback_operator",
         "fallback_size", "fallback_empty", "fallback_closed", "failed", "communicators_served",
         "communicators_refused")]
+
+
+class WorkspaceArgs(Sized):
+    _fields_ = [
+        ("size", c_size_t),
+        ("nranks", c_uint32),
+        ("rank", c_uint32),
+        ("device", c_int32),
+        ("flags", c_uint32),
+        ("most_bytes", c_uint64),
+        ("timeout_ms", c_uint32),
+    ]
 
 
 class FusedArgs(Sized):
@@ -57,6 +72,7 @@ class FusedArgs(Sized):
         ("scale", c_void_p),
         ("quant_out", c_void_p),
         ("scale_out", c_void_p),
+        ("workspace", c_void_p),
     ]
 
 
@@ -94,6 +110,7 @@ class CustomArgs(Sized):
 
 STRUCTS = {
     "lampreyStats": Stats,
+    "lampreyWorkspaceArgs": WorkspaceArgs,
     "lampreyFusedArgs": FusedArgs,
     "lampreyMoeReduceArgs": MoeReduceArgs,
     "lampreyMoeFinalizeArgs": MoeFinalizeArgs,
@@ -103,10 +120,20 @@ STRUCTS = {
 _FUNCTIONS = {
     "lampreyGetVersion": [POINTER(c_int)],
     "lampreyGetStats": [c_void_p, POINTER(Stats)],
+    "lampreyWorkspaceSize": [c_uint32, c_uint64, POINTER(c_uint64), POINTER(c_uint64)],
+    "lampreyWorkspaceCreate": [c_void_p, POINTER(c_void_p)],
+    "lampreyWorkspaceExport": [POINTER(WorkspaceArgs), POINTER(WorkspaceHandle), POINTER(c_void_p)],
+    "lampreyWorkspaceCreateFromHandles": [c_void_p, POINTER(WorkspaceHandle), c_uint32],
+    "lampreyWorkspaceDestroy": [c_void_p],
+    "lampreyWorkspaceAbort": [c_void_p],
+    "lampreyLamportInitialize": [c_void_p],
+    "lampreyLamportInitializeAll": [POINTER(c_void_p), c_size_t],
     "lampreyAllReduceFused": [POINTER(FusedArgs), c_void_p, c_void_p],
     "lampreyMoeReduceAllReduceFused": [POINTER(FusedArgs), POINTER(MoeReduceArgs), c_void_p, c_void_p],
     "lampreyMoeFinalizeAllReduceFused": [POINTER(FusedArgs), POINTER(MoeFinalizeArgs), c_void_p, c_void_p],
     "lampreyCustomAllReduce": [POINTER(FusedArgs), POINTER(CustomArgs), c_void_p, c_void_p],
+    "lampreyMnnvlAllReduce": [POINTER(FusedArgs), c_void_p],
+    "lampreyMnnvlAllReduceRmsNorm": [POINTER(FusedArgs), c_void_p],
     "lampreyFp4SwizzledScaleSize": [c_uint64, c_uint64, POINTER(c_uint64)],
 }
 

@@ -27,6 +27,17 @@ static void print_results(void) {
     END(lampreyStats);
 }
 
+static void print_workspace(void) {
+    FIELD(lampreyWorkspaceArgs, size);
+    FIELD(lampreyWorkspaceArgs, nranks);
+    FIELD(lampreyWorkspaceArgs, rank);
+    FIELD(lampreyWorkspaceArgs, device);
+    FIELD(lampreyWorkspaceArgs, flags);
+    FIELD(lampreyWorkspaceArgs, most_bytes);
+    FIELD(lampreyWorkspaceArgs, timeout_ms);
+    END(lampreyWorkspaceArgs);
+}
+
 static void print_fused(void) {
     FIELD(lampreyFusedArgs, size);
     FIELD(lampreyFusedArgs, tokens);
@@ -50,6 +61,7 @@ static void print_fused(void) {
     FIELD(lampreyFusedArgs, scale);
     FIELD(lampreyFusedArgs, quant_out);
     FIELD(lampreyFusedArgs, scale_out);
+    FIELD(lampreyFusedArgs, workspace);
     END(lampreyFusedArgs);
 }
 
@@ -78,6 +90,7 @@ static void print_steps(void) {
 
 int main(void) {
     print_results();
+    print_workspace();
     print_fused();
     print_steps();
     return 0;
