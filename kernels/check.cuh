@@ -31,7 +31,7 @@ struct call_check {
         const uint32_t count = (uint32_t)p.own.count;
         const uint32_t count_high = (uint32_t)(p.own.count >> 32);
         store_relaxed_sys_pairs(to, {{count, mark, count_high, mark}});
-        store_relaxed_sys_pairs(to + 1, {{p.own.kind, mark, 0, mark}});
+        store_relaxed_sys_pairs(to + 1, {{p.own.kind, mark, p.own.hidden, mark}});
     }
 
     /* False: not all there yet. */
@@ -42,6 +42,7 @@ struct call_check {
         const uint32_t mark = (uint32_t)number;
         other->count = (uint64_t)first.word[2] << 32 | first.word[0];
         other->kind = second.word[0];
+        other->hidden = second.word[2];
         return first.word[1] == mark && first.word[3] == mark && second.word[1] == mark &&
                second.word[3] == mark;
     }
@@ -60,6 +61,7 @@ struct call_check {
         store_relaxed_sys(p.alarm + word, (uint32_t)signature.count);
         store_relaxed_sys(p.alarm + word + 1, (uint32_t)(signature.count >> 32));
         store_relaxed_sys(p.alarm + word + 2, signature.kind);
+        store_relaxed_sys(p.alarm + word + 3, signature.hidden);
     }
 
     LAMPREY_INLINE void report(unsigned peer, const lamprey_signature &other) const
@@ -101,7 +103,8 @@ struct call_check {
                 return false;
             }
         }
-        if (other.count != p.own.count || other.kind != p.own.kind) {
+        if (other.count != p.own.count || other.kind != p.own.kind ||
+            other.hidden != p.own.hidden) {
             report(peer, other);
             return false;
         }

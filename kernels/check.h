@@ -18,8 +18,9 @@
 #define LAMPREY_CHECK_CELLS 2
 
 struct lamprey_signature {
-    uint64_t count;
-    uint32_t kind; /* what the host says of type and operator; equal or not is all that counts */
+    uint64_t count;  /* elements, or rows */
+    uint32_t kind;   /* what the host says of type and operator; equal or not is all that counts */
+    uint32_t hidden; /* elements of a row; 0: no rows */
 };
 
 struct lamprey_check_state {
@@ -32,9 +33,9 @@ struct lamprey_check_state {
 enum {
     LAMPREY_ALARM_MISMATCH = 2, /* non-zero: the rank that called otherwise, plus 1 */
     LAMPREY_ALARM_NUMBER,       /* of the call: low, high */
-    LAMPREY_ALARM_OWN = LAMPREY_ALARM_NUMBER + 2, /* signature: count low, high, kind */
-    LAMPREY_ALARM_OTHER = LAMPREY_ALARM_OWN + 3,
-    LAMPREY_ALARM_WORDS = LAMPREY_ALARM_OTHER + 3,
+    LAMPREY_ALARM_OWN = LAMPREY_ALARM_NUMBER + 2, /* signature: count low, high, kind, hidden */
+    LAMPREY_ALARM_OTHER = LAMPREY_ALARM_OWN + 4,
+    LAMPREY_ALARM_WORDS = LAMPREY_ALARM_OTHER + 4,
 };
 
 struct lamprey_check_params {

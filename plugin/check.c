@@ -8,12 +8,29 @@
 #include "plugin/log.h"
 
 #define OPERATOR_SHIFT 8
+#define OPERATOR_BITS 0xffu
 #define USERS_OPERATOR 0xffu /* its number may differ by rank */
+#define TRAITS_SHIFT 16      /* of rows */
+#define TRAITS_BITS 0xffffu
 
-static uint32_t kind_of(ncclDataType_t type, ncclRedOp_t op)
+struct lamprey_signature lamprey_check_signature(const struct lamprey_call *call)
 {
-    const bool users = (int)op < 0 || (int)op >= ncclNumOps;
-    return (uint32_t)type | (users ? USERS_OPERATOR : (uint32_t)op) << OPERATOR_SHIFT;
+    const bool users = (int)call->op < 0 || (int)call->op >= ncclNumOps;
+    const uint32_t op = users ? USERS_OPERATOR : (uint32_t)call->op;
+    return (struct lamprey_signature){
+        .count = call->count,
+        .kind = (uint32_t)call->type | op << OPERATOR_SHIFT,
+    };
+}
+
+struct lamprey_signature lamprey_check_signature_of_rows(uint64_t tokens, uint32_t hidden,
+                                                         ncclDataType_t type, uint32_t traits)
+{
+    return (struct lamprey_signature){
+        .count = tokens,
+        .kind = (uint32_t)type | (traits & TRAITS_BITS) << TRAITS_SHIFT,
+        .hidden = hidden,
+    };
 }
 
 static void describe(const atomic_uint *signature, char *text, size_t size)
@@ -25,12 +42,18 @@ static void describe(const atomic_uint *signature, char *text, size_t size)
     static const char *const operators[] = {"sum", "prod", "max", "min", "avg"};
     const uint64_t count = (uint64_t)atomic_load(&signature[1]) << 32 | atomic_load(&signature[0]);
     const uint32_t kind = atomic_load(&signature[2]);
+    const uint32_t hidden = atomic_load(&signature[3]);
     const uint32_t type = kind & ((1u << OPERATOR_SHIFT) - 1);
-    const uint32_t op = kind >> OPERATOR_SHIFT;
-    snprintf(text, size, "%llu elements of %s, %s", (unsigned long long)count,
-             type < sizeof types / sizeof types[0] ? types[type] : "another type",
-             op < sizeof operators / sizeof operators[0] ? operators[op]
-                                                         : "an operator of its own");
+    const uint32_t op = kind >> OPERATOR_SHIFT & OPERATOR_BITS;
+    const char *type_name = type < sizeof types / sizeof types[0] ? types[type] : "another type";
+    if (hidden != 0) {
+        snprintf(text, size, "%llu rows of %u elements of %s, traits 0x%x",
+                 (unsigned long long)count, hidden, type_name, kind >> TRAITS_SHIFT);
+    } else {
+        snprintf(text, size, "%llu elements of %s, %s", (unsigned long long)count, type_name,
+                 op < sizeof operators / sizeof operators[0] ? operators[op]
+                                                             : "an operator of its own");
+    }
 }
 
 /* Behind each check on its stream, so that the line is there also where a graph makes the calls and
@@ -55,11 +78,12 @@ static void CUDA_CB report(void *context)
                   others);
 }
 
-static void fill_params(const struct lamprey_workspace *workspace, const struct lamprey_call *call,
+static void fill_params(const struct lamprey_workspace *workspace,
+                        const struct lamprey_signature *signature,
                         struct lamprey_check_params *params)
 {
     *params = (struct lamprey_check_params){
-        .own = {.count = call->count, .kind = kind_of(call->type, call->op)},
+        .own = *signature,
         .state = (struct lamprey_check_state *)workspace->check_state,
         .lanes = (struct lamprey_lane *)workspace->lane_states,
         .alarm = (uint32_t *)workspace->device_alarm,
@@ -77,7 +101,7 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
 }
 
 enum lamprey_status lamprey_check_launch(struct lamprey_workspace *workspace,
-                                         const struct lamprey_call *call)
+                                         const struct lamprey_signature *signature, CUstream stream)
 {
     const struct lamprey_device *device = workspace->device;
     struct lamprey_check_params params;
@@ -89,15 +113,15 @@ enum lamprey_status lamprey_check_launch(struct lamprey_workspace *workspace,
         .blockDimX = 1,
         .blockDimY = 1,
         .blockDimZ = 1,
-        .hStream = call->stream,
+        .hStream = stream,
     };
-    fill_params(workspace, call, &params);
+    fill_params(workspace, signature, &params);
     enum lamprey_status status = lamprey_driver_check(
         device->driver->LaunchKernelEx(&config, device->check, arguments, NULL),
         "cuLaunchKernelEx");
     if (!status) {
-        status = lamprey_driver_check(
-            device->driver->LaunchHostFunc(call->stream, report, workspace), "cuLaunchHostFunc");
+        status = lamprey_driver_check(device->driver->LaunchHostFunc(stream, report, workspace),
+                                      "cuLaunchHostFunc");
     }
     return status;
 }
@@ -117,7 +141,8 @@ ncclResult_t lamprey_check_call(struct lamprey_comm *comm, const struct lamprey_
     }
     status = lamprey_order_before(&comm->order, workspace, call->stream, &step);
     if (!status) {
-        status = lamprey_check_launch(workspace, call);
+        const struct lamprey_signature signature = lamprey_check_signature(call);
+        status = lamprey_check_launch(workspace, &signature, call->stream);
     }
     if (!status) {
         status = lamprey_order_after(&comm->order, workspace, call->stream, &step);

@@ -27,6 +27,11 @@ ncclResult_t lamprey_fused_check(struct lamprey_fused *call);
 ncclResult_t lamprey_fused_call(struct lamprey_fused *call, const struct lampreyFusedArgs *args,
                                 ncclComm_t comm, cudaStream_t stream);
 
+/* Launches it on a served communicator, in order with all other work of it, as lamprey_launch.
+ * Afterwards lampreyGetLastError tells what failed. */
+ncclResult_t lamprey_fused_launch(struct lamprey_comm *comm, const struct lamprey_fused *call,
+                                  CUstream stream);
+
 /* Can the calls' vectors be moved whole on this rank? */
 bool lamprey_fused_is_wide(const struct lamprey_fused *call);
 

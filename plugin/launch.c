@@ -30,6 +30,12 @@ static void fill_params(const struct lamprey_workspace *workspace, const struct 
     }
 }
 
+bool lamprey_launch_overlaps(const struct lamprey_workspace *workspace)
+{
+    return lamprey_config_get()->pdl != LAMPREY_PDL_OFF && workspace->device->capability >= 90 &&
+           !workspace->checked;
+}
+
 static enum lamprey_status launch(const struct lamprey_workspace *workspace, CUfunction kernel,
                                   uint32_t ctas, uint32_t threads, CUstream stream, void *params)
 {
@@ -39,9 +45,7 @@ static enum lamprey_status launch(const struct lamprey_workspace *workspace, CUf
         .id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         .value.programmaticStreamSerializationAllowed = 1,
     };
-    /* A check's line of the log comes between the kernels, so there is nothing to overlap. */
-    const bool pdl = lamprey_config_get()->pdl != LAMPREY_PDL_OFF && device->capability >= 90 &&
-                     !workspace->checked;
+    const bool pdl = lamprey_launch_overlaps(workspace);
     const CUlaunchConfig config = {
         .gridDimX = ctas,
         .gridDimY = 1,
@@ -104,8 +108,11 @@ static enum lamprey_status launch_one(const struct lamprey_comm *comm,
                                       const struct lamprey_call *call, uint32_t timeout_ms)
 {
     const struct lamprey_way way = lamprey_way_of(&comm->agreed, call->count, call->type, call->op);
-    enum lamprey_status status =
-        workspace->checked ? lamprey_check_launch(workspace, call) : LAMPREY_OK;
+    enum lamprey_status status = LAMPREY_OK;
+    if (workspace->checked) {
+        const struct lamprey_signature signature = lamprey_check_signature(call);
+        status = lamprey_check_launch(workspace, &signature, call->stream);
+    }
     return status ? status : lamprey_launch_kernel(workspace, call, &way, timeout_ms);
 }
 

@@ -218,6 +218,48 @@ TEST_F(FusedCalls, FailAfterCallsThatDiffered)
     unsetenv("LAMPREY_CHECK");
 }
 
+TEST_F(FusedCalls, AreComparedOverTheRanks)
+{
+    void (*const changes[])(lampreyFusedArgs &) = {
+        [](lampreyFusedArgs &args) { args.tokens--; },
+        [](lampreyFusedArgs &args) { args.hidden -= 16; },
+        [](lampreyFusedArgs &args) { args.type = args.gamma_type = ncclFloat16; },
+        [](lampreyFusedArgs &args) { args.strategy = lampreyStrategyTwoShot; },
+        [](lampreyFusedArgs &args) { args.flags |= LAMPREY_FUSED_ACCUMULATE_IN_TYPE; },
+        [](lampreyFusedArgs &args) {
+            args.quantize = lampreyQuantizeFp8PerGroup;
+            args.group = 256;
+        },
+    };
+    setenv("LAMPREY_CHECK", "1", 1);
+    for (const auto change : changes) {
+        memset(shared, 0, sizeof *shared);
+        processes(3, [change](int rank) {
+            Rank self(rank, 3);
+            self.init();
+            Fused fused(self);
+            fused.fill(0);
+            fused.args.norm_out = rank == 1 ? nullptr : fused.args.norm_out; // a rank's own affair
+            REQUIRE(fused.run() == ncclSuccess);
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS);
+            ncclResult_t error = ncclInternalError;
+            REQUIRE(ncclCommGetAsyncError(self.comm, &error) == ncclSuccess);
+            REQUIRE(error == ncclSuccess);
+            if (rank == 1) {
+                change(fused.args);
+            }
+            REQUIRE(fused.run() == ncclSuccess);
+            REQUIRE(cuStreamSynchronize(self.stream) == CUDA_SUCCESS); // our kernels don't hang
+            REQUIRE(fused.run() == ncclInvalidUsage);
+            REQUIRE(ncclCommGetAsyncError(self.comm, &error) == ncclSuccess);
+            REQUIRE(error == ncclInvalidUsage);
+            meet(3);
+            REQUIRE(ncclCommAbort(self.comm) == ncclSuccess);
+        });
+    }
+    unsetenv("LAMPREY_CHECK");
+}
+
 // The same rows, whether the outputs lie over the inputs or not.
 TEST_F(FusedCalls, WriteOverTheirInputs)
 {
