@@ -45,6 +45,9 @@ void Rank::issue(const Op &op, int index, CUstream stream)
         result = ncclBroadcast(send, recv, op.count, type, 0, comm, where);
         break;
     }
+    if (result != ncclSuccess) {
+        fprintf(stderr, "%s: %s\n", ncclGetErrorString(result), ncclGetLastError(comm));
+    }
     MUST(result == ncclSuccess);
     __atomic_fetch_add(&world_.calls, 1, __ATOMIC_RELAXED);
 }

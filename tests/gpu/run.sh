@@ -231,6 +231,7 @@ try threads 60 served "${with[@]}" "$here/programs/threads"
 try group 60 served "${with[@]}" "$here/programs/group"
 try many_calls_group 60 served "${with[@]}" "$here/programs/many_calls_group"
 try fused_all_reduce 60 served "${with[@]}" "$here/programs/fused_all_reduce" --rounds=50
+try fused_workspace 60 served "${with[@]}" "$here/programs/fused_all_reduce" --rounds=50 --workspace
 try dlsym_first 60 served "${with[@]}" "$here/programs/dlsym_first"
 try graph_mix 60 served "${with[@]}" "$here/programs/graph_mix" --rounds=300
 if [ -n "$python" ]; then

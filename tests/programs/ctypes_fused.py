@@ -17,6 +17,7 @@ import random
 import sys
 from ctypes import byref, c_float, c_int, c_size_t, c_uint64, c_void_p
 
+import gpus
 import lamprey_ctypes as lamprey
 
 TOKENS, HIDDEN, EPSILON = 3, 1000, 1e-5
@@ -90,9 +91,10 @@ class Rank:
     def __init__(self, rank, world, unique):
         self.rank, self.world = rank, world
         self.cuda, self.nccl = open_cuda(), Api(os.environ.get("NCCL_LIBRARY") or "libnccl.so.2")
-        device, context, self.stream, self.comm = c_int(), c_void_p(), c_void_p(), c_void_p()
+        count, device, context, self.stream, self.comm = c_int(), c_int(), c_void_p(), c_void_p(), c_void_p()
         self.cuda.cuInit(0)
-        self.cuda.cuDeviceGet(byref(device), rank)
+        self.cuda.cuDeviceGetCount(byref(count))
+        self.cuda.cuDeviceGet(byref(device), gpus.take(rank, count.value))
         self.cuda.cuDevicePrimaryCtxRetain(byref(context), device)
         self.cuda.cuCtxSetCurrent(context)
         self.cuda.cuStreamCreate(byref(self.stream), NON_BLOCKING)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How a program calls Lamprey's fused all-reduce: found by dlsym in the library that NCCL has
- * loaded, live and in a CUDA graph, on a communicator that plain all-reduces use too. Every byte is
- * compared with the reference. */
+ * loaded, live and in a CUDA graph, on a communicator that plain all-reduces use too, or with
+ * --workspace on a workspace beside it. Every byte is compared with the reference. */
 #include <dlfcn.h>
 #include <stdio.h>
 
@@ -15,6 +15,7 @@ struct settings {
     size_t tokens;
     size_t hidden;
     uint64_t rounds;
+    int workspace;
 };
 
 /* One rank's arrays; each exists on the host too, for what they must hold. */
@@ -30,7 +31,16 @@ struct rows {
 static struct {
     __typeof__(&lampreyAllReduceFused) all_reduce;
     __typeof__(&lampreyGetLastError) last_error;
+    __typeof__(&lampreyWorkspaceExport) export;
+    __typeof__(&lampreyWorkspaceCreateFromHandles) create;
+    __typeof__(&lampreyWorkspaceDestroy) destroy;
 } lamprey;
+
+static void check_lamprey(ncclResult_t result, const char *function) {
+    if (result != ncclSuccess) {
+        program_fail("%s: NCCL error %d: %s", function, (int)result, lamprey.last_error());
+    }
+}
 
 static void find_lamprey(void) {
     void *library = dlopen("liblamprey.so", RTLD_NOW | RTLD_NOLOAD);
@@ -40,9 +50,40 @@ static void find_lamprey(void) {
     }
     *(void **)&lamprey.all_reduce = dlsym(library, "lampreyAllReduceFused");
     *(void **)&lamprey.last_error = dlsym(library, "lampreyGetLastError");
-    if (lamprey.all_reduce == NULL || lamprey.last_error == NULL) {
-        program_fail("this liblamprey.so has no lampreyAllReduceFused");
+    *(void **)&lamprey.export = dlsym(library, "lampreyWorkspaceExport");
+    *(void **)&lamprey.create = dlsym(library, "lampreyWorkspaceCreateFromHandles");
+    *(void **)&lamprey.destroy = dlsym(library, "lampreyWorkspaceDestroy");
+    if (lamprey.all_reduce == NULL || lamprey.last_error == NULL || lamprey.export == NULL ||
+        lamprey.create == NULL || lamprey.destroy == NULL) {
+        program_fail("this liblamprey.so is too old for this program");
     }
+}
+
+/* Handles go from rank to rank by whatever a program has: here NCCL. */
+static lampreyWorkspace_t open_workspace(const struct program_rank *self, const struct gpu *gpu) {
+    const size_t size = sizeof(lampreyWorkspaceHandle_t);
+    lampreyWorkspace_t workspace = NULL;
+    lampreyWorkspaceHandle_t *handles = gpu_host((size_t)self->nranks * size);
+    lampreyWorkspaceHandle_t own;
+    CUdeviceptr all;
+    struct lampreyWorkspaceArgs args = {
+        .size = sizeof args,
+        .nranks = (uint32_t)self->nranks,
+        .rank = (uint32_t)self->rank,
+    };
+    CU(cuCtxGetDevice(&args.device));
+    check_lamprey(lamprey.export(&args, &own, &workspace), "lampreyWorkspaceExport");
+    CU(cuMemAlloc(&all, (size_t)self->nranks * size));
+    CU(cuMemcpyHtoDAsync(all + (size_t)self->rank * size, &own, size, gpu->stream));
+    NCCL(ncclAllGather((const void *)(all + (size_t)self->rank * size), (void *)all, size,
+                       ncclUint8, gpu->comm, (cudaStream_t)gpu->stream));
+    CU(cuMemcpyDtoHAsync(handles, all, (size_t)self->nranks * size, gpu->stream));
+    CU(cuStreamSynchronize(gpu->stream));
+    check_lamprey(lamprey.create(workspace, handles, args.nranks),
+                  "lampreyWorkspaceCreateFromHandles");
+    CU(cuMemFree(all));
+    free(handles);
+    return workspace;
 }
 
 static void open_rows(struct rows *rows, const struct settings *settings, int nranks) {
@@ -117,7 +158,7 @@ static void fill(struct rows *rows, uint64_t seed, int self, int nranks, CUstrea
 }
 
 /* The call: residual and norm as a layer of a model has them, and what an FP8 product reads. */
-static void call(const struct rows *rows, const struct gpu *gpu) {
+static void call(const struct rows *rows, const struct gpu *gpu, lampreyWorkspace_t workspace) {
     const struct lampreyFusedArgs args = {
         .size = sizeof args,
         .tokens = rows->tokens,
@@ -133,11 +174,11 @@ static void call(const struct rows *rows, const struct gpu *gpu) {
         .quantize = lampreyQuantizeFp8PerToken,
         .quant_out = (void *)rows->codes,
         .scale_out = (void *)rows->scales,
+        .workspace = workspace,
     };
-    ncclResult_t result = lamprey.all_reduce(&args, gpu->comm, (cudaStream_t)gpu->stream);
-    if (result != ncclSuccess) {
-        program_fail("lampreyAllReduceFused: NCCL error %d: %s", (int)result, lamprey.last_error());
-    }
+    check_lamprey(lamprey.all_reduce(&args, workspace != NULL ? NULL : gpu->comm,
+                                     (cudaStream_t)gpu->stream),
+                  "lampreyAllReduceFused");
 }
 
 static int64_t compare(struct rows *rows, CUdeviceptr device, const unsigned char *expected,
@@ -171,16 +212,17 @@ static int body(struct program_rank *self) {
     int64_t wrong[2] = {0, 0};
     gpu_open(self, &gpu);
     find_lamprey();
+    lampreyWorkspace_t workspace = settings->workspace ? open_workspace(self, &gpu) : NULL;
     open_rows(&rows, settings, self->nranks);
     for (uint64_t round = 0; round < settings->rounds; round++) {
         fill(&rows, 2 * round + 1, self->rank, self->nranks, gpu.stream);
-        call(&rows, &gpu);
+        call(&rows, &gpu, workspace);
         wrong[0] += check(&rows, gpu.stream);
 
         fill(&rows, 2 * round + 2, self->rank, self->nranks, gpu.stream);
         if (round == 0) {
             CU(cuStreamBeginCapture(gpu.stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-            call(&rows, &gpu);
+            call(&rows, &gpu, workspace);
             CU(cuStreamEndCapture(gpu.stream, &graph));
             CU(cuGraphInstantiate(&instance, graph, 0));
         }
@@ -197,13 +239,14 @@ static int body(struct program_rank *self) {
     CU(cuGraphExecDestroy(instance));
     CU(cuGraphDestroy(graph));
     close_rows(&rows, self->nranks);
+    check_lamprey(lamprey.destroy(workspace), "lampreyWorkspaceDestroy");
     gpu_close(&gpu);
     int64_t all[2] = {program_sum(self, wrong[0]), program_sum(self, wrong[1])};
     if (self->rank == 0) {
         static const char *const modes[] = {"eager", "graph"};
         for (int mode = 0; mode < 2; mode++) {
-            printf("fused\t%s\t%d ranks\t%zu x %zu of bf16\t%lld calls\t%lld wrong\n", modes[mode],
-                   self->nranks, settings->tokens, settings->hidden, (long long)settings->rounds,
+            printf("fused\t%s\t%s\t%d ranks\t%zu x %zu of bf16\t%lld calls\t%lld wrong\n", modes[mode],
+                   workspace != NULL ? "workspace" : "communicator", self->nranks, settings->tokens, settings->hidden, (long long)settings->rounds,
                    (long long)all[mode]);
         }
     }
@@ -215,6 +258,7 @@ int main(int argc, char **argv) {
         .tokens = (size_t)program_option(argc, argv, "tokens", 4),
         .hidden = (size_t)program_option(argc, argv, "hidden", 4096),
         .rounds = (uint64_t)program_option(argc, argv, "rounds", 10),
+        .workspace = program_flag(argc, argv, "workspace"),
     };
     int nranks = (int)program_option(argc, argv, "ranks", 2);
     int deadline_s = (int)program_option(argc, argv, "deadline", 60);
