@@ -181,6 +181,13 @@ LAMPREY_DEVICE bool any_of_warp(bool value)
 {
     return __any_sync(0xffffffffu, value);
 }
+/* What one of its threads has seen, all see after this. */
+LAMPREY_DEVICE bool all_of_warp(bool value)
+{
+    const bool all = __all_sync(0xffffffffu, value);
+    __syncwarp();
+    return all;
+}
 
 /* What the lane has whose number differs in the bit distance. For a whole warp. */
 LAMPREY_DEVICE uint32_t value_of_lane(uint32_t value, unsigned distance)

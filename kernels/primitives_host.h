@@ -190,6 +190,11 @@ LAMPREY_DEVICE bool any_of_warp(bool value)
     return warp_total(value, [](uint32_t a, uint32_t b) { return a | b; });
 }
 
+LAMPREY_DEVICE bool all_of_warp(bool value)
+{
+    return !any_of_warp(!value);
+}
+
 template <class F> LAMPREY_DEVICE void each_lane(unsigned count, F f)
 {
     for (unsigned lane = 0; lane < count && lane < 32; lane++) {

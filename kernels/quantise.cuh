@@ -291,7 +291,7 @@ template <class E> struct quantiser {
             largest = larger(largest, largest_of(numbers));
         });
         part.exchange.give_largest(largest_of_warp(largest));
-        return part.exchange.template take_largest<1>();
+        return part.exchange.template take_largest<false>();
     }
 
     LAMPREY_INLINE void fp8_by_token() const

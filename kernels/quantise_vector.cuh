@@ -73,7 +73,7 @@ template <class E> struct vector_quantiser {
     LAMPREY_INLINE void fp8_by_token()
     {
         exchange.give_largest(largest_of_warp(largest()));
-        const float scale = scales.of_largest(exchange.template take_largest<4>());
+        const float scale = scales.of_largest(exchange.template take_largest<true>());
         const divisor by(scale);
 #pragma unroll
         for (unsigned i = 0; i < elements; i++) {

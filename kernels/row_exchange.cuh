@@ -94,58 +94,58 @@ struct row_exchange {
         give(largest() + cluster_rank() * warp_count() + warp_index(), word);
     }
 
-    /* f(word) for count words from first on, in order, once they are there. BATCH: vectors that are
-     * looked at together. */
-    template <unsigned BATCH, class F>
-    LAMPREY_INLINE void each_word(unsigned first, unsigned count, F f) const
+    /* Returns, to a whole warp, once count words from first on are there; f(vector) for each four
+     * of them by one lane. Lanes must leave together: where all load the same address, the compiler
+     * takes what they get for equal and keeps their loop's counter once for all, but a word may
+     * arrive between one lane's load and another's. SHORT: they are at most four a lane. */
+    template <bool SHORT, class F>
+    LAMPREY_INLINE void await_words(unsigned first, unsigned count, F f) const
     {
         const uint32_t *const at = words() + first;
+        const unsigned vectors = (count + 3) / 4;
+        bool complete;
+        do {
+            complete = true;
 #pragma unroll 1
-        for (unsigned from = 0; from < count; from += 4 * BATCH) {
-            vector got[BATCH];
-            bool complete;
-            do {
-                complete = true;
-#pragma unroll
-                for (unsigned i = 0; i < BATCH; i++) {
-                    if (from + 4 * i < count) {
-                        got[i] = load_shared(at + from + 4 * i);
-                        for (int k = 0; k < 4; k++) {
-                            complete &= got[i].word[k] != missing;
-                        }
-                    }
-                }
-            } while (!complete);
-#pragma unroll
-            for (unsigned i = 0; i < BATCH; i++) {
-                if (from + 4 * i < count) {
+            for (unsigned from = 0; from < (SHORT ? 1 : vectors); from += 32) {
+                each_lane(vectors - from, [&](unsigned lane) {
+                    const vector got = load_shared(at + 4 * (from + lane));
                     for (int k = 0; k < 4; k++) {
-                        f(got[i].word[k]);
+                        complete &= got.word[k] != missing;
                     }
-                }
+                    f(got);
+                });
             }
-        }
+        } while (!all_of_warp(complete));
     }
 
     /* False: some CTA has left. Every thread finds the same. */
-    template <unsigned BATCH> LAMPREY_INLINE bool take_squares(float *total) const
+    template <bool SHORT> LAMPREY_INLINE bool take_squares(float *total) const
     {
         bool complete = true;
+        await_words<SHORT>(0, square_count(), [](const vector &) {});
         *total = 0;
-        each_word<BATCH>(0, square_count(), [&](uint32_t word) {
-            complete &= word != left;
-            *total +=
-                float_of_bits(word); /* behind the last sum come zeros, which change nothing */
-        });
+#pragma unroll 4
+        for (unsigned from = 0; from < square_count(); from += 4) {
+            const vector got = load_shared(words() + from);
+            for (int k = 0; k < 4; k++) {
+                complete &= got.word[k] != left;
+                /* behind the last sum come zeros, which change nothing */
+                *total += float_of_bits(got.word[k]);
+            }
+        }
         return complete;
     }
 
-    template <unsigned BATCH> LAMPREY_INLINE uint32_t take_largest() const
+    template <bool SHORT> LAMPREY_INLINE uint32_t take_largest() const
     {
         uint32_t found = 0;
-        each_word<BATCH>(largest(), largest_count(),
-                         [&](uint32_t word) { found = word > found ? word : found; });
-        return found;
+        await_words<SHORT>(largest(), largest_count(), [&](const vector &got) {
+            for (int k = 0; k < 4; k++) {
+                found = got.word[k] != missing && got.word[k] > found ? got.word[k] : found;
+            }
+        });
+        return largest_of_warp(found);
     }
 };
 

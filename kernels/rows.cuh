@@ -387,7 +387,7 @@ template <int ALGORITHM, int ELEMENT, int RANKS, int FORM> struct row_work {
     LAMPREY_INLINE bool take_factor(float *factor)
     {
         float total;
-        if (!exchange.template take_squares < SINGLE ? 4 : 1 > (&total)) {
+        if (!exchange.template take_squares<SINGLE>(&total)) {
             if (!lane.aborted) {
                 lane.leave();
             }
