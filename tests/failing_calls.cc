@@ -59,6 +59,7 @@ ssize_t getrandom(void *bytes, size_t count, unsigned flags)
                                                   : syscall(SYS_getrandom, bytes, count, flags);
 }
 
+#ifndef __SANITIZE_THREAD__ // whose own runtime begins with it
 void *mmap(void *address, size_t bytes, int protection, int flags, int file, off_t offset) noexcept
 {
     if ((protection & PROT_EXEC) != 0 && (flags & MAP_ANONYMOUS) != 0 &&
@@ -67,6 +68,7 @@ void *mmap(void *address, size_t bytes, int protection, int flags, int file, off
     }
     return (void *)syscall(SYS_mmap, address, bytes, protection, flags, file, offset);
 }
+#endif
 
 int socket(int domain, int type, int protocol) noexcept
 {

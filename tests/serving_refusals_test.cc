@@ -138,15 +138,10 @@ TEST_F(Serving, RefusesKernelsThatCannotBeLoaded)
         std::string reason;
     } cases[] = {
         {"cuLibraryLoadData:1", "the driver can't load the kernels"},
-        {"cuLibraryLoadData:2", "the driver can't load the kernels for rows"},
         {"cuLibraryGetKernel:5", "kernel lamprey_"},
         {"cuKernelGetFunction:" + std::to_string(lanes + 1),
          std::string("kernel ") + LAMPREY_CHECK_KERNEL + " can't be loaded"},
         {"cuFuncLoad:1", std::string("kernel ") + lamprey_kernel_name(0) + " can't be loaded"},
-        {"cuFuncSetAttribute:1",
-         std::string("kernel ") + lamprey_row_kernel_name(0) + " can't be loaded"},
-        {"cuOccupancyMaxActiveClusters:2",
-         std::string("kernel ") + lamprey_row_kernel_name(1) + " can't be loaded"},
     };
     for (const auto &c : cases) {
         SCOPED_TRACE(c.fault);
@@ -176,8 +171,10 @@ TEST_F(Serving, RefusesWhenTheSystemDoes)
         {failing_call::stat_of_network, 1, "the host can't be identified (/proc is missing)"},
         {failing_call::packet_socket, 1, "no Unix socket can be opened"},
         {failing_call::accept4, 1, "a peer's staging memory doesn't come (system call failed)"},
+#ifndef __SANITIZE_THREAD__ // which has an mmap of its own
         {failing_call::mmap_to_execute, 0,
          "NCCL's code can't be redirected, and callers' slots miss some calls"},
+#endif
     };
     for (const auto &c : cases) {
         SCOPED_TRACE(c.reason);

@@ -98,6 +98,10 @@ inline Op random_op(Random &random, const Segment &segment, size_t max_bytes)
     op.type = op.kind == Kind::scaled_sum ? LAMPREY_REFERENCE_F32 : (element_type)(random() % 12);
     op.op =
         op.kind == Kind::scaled_sum ? LAMPREY_REFERENCE_SUM : (lamprey_reference_op)(random() % 5);
+    const bool fp8 = op.type == LAMPREY_REFERENCE_E4M3 || op.type == LAMPREY_REFERENCE_E5M2;
+    if (op.comm == 2 && fp8 && op.op == LAMPREY_REFERENCE_AVG) {
+        op.op = LAMPREY_REFERENCE_SUM; // NCCL refuses the average on one rank (onerank.cu)
+    }
     op.count =
         op.kind == Kind::all_reduce ? random_count(random, op, max_bytes) : 1 + random() % 5000;
     op.in_place = op.kind == Kind::all_reduce && segment.repeats == 1 && random() % 4 == 0;
